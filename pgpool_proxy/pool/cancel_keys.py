@@ -1,0 +1,52 @@
+"""The BackendKeyData that we hand out, and whose each is. Knows nothing of what a cancel does.
+
+A key is 8 bytes from the system's random source: process id and secret of the protocol are not told apart, as in PgBouncer.
+Bit 7 of byte 0 is clear, so that drivers which read the process id as a signed Int32 see it positive. With a peer id, bytes 1
+and 2 hold it in little-endian order and the low two bits of byte 7 the hops that are left (PgBouncer's encoding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from pgpool_proxy.pool.handles import PoolClient
+
+KEY_SIZE: Final = 8
+FIRST_TTL: Final = 3
+
+
+class CancelKeys:
+    """Keys handed out by this process."""
+
+    def __init__(self, random_bytes: Callable[[int], bytes], peer_id: int = 0) -> None:
+        self.peer_id = peer_id
+        self._random_bytes = random_bytes
+        self._clients: dict[bytes, PoolClient] = {}
+
+    def issue(self, client: PoolClient) -> bytes:
+        """A fresh key for `client`, which stays valid until `revoke`."""
+        while True:
+            key = bytearray(self._random_bytes(KEY_SIZE))
+            key[0] &= 0x7F
+            if self.peer_id:
+                key[1] = self.peer_id & 0xFF
+                key[2] = self.peer_id >> 8
+                key[7] = key[7] & 0xFC | FIRST_TTL
+            if bytes(key) not in self._clients and any(key):
+                break
+        client.cancel_key = bytes(key)
+        self._clients[client.cancel_key] = client
+        return client.cancel_key
+
+    def revoke(self, client: PoolClient) -> None:
+        if client.cancel_key:
+            self._clients.pop(client.cancel_key, None)
+            client.cancel_key = b""
+
+    def find(self, key: bytes) -> PoolClient | None:
+        """The client that the key was given to; None for every other key, whatever its length."""
+        found = self._clients.get(key)
+        if found is None and self.peer_id and len(key) == KEY_SIZE:
+            return self._clients.get(key[:7] + bytes((key[7] & 0xFC | FIRST_TTL,)))
+        return found
