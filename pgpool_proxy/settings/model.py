@@ -65,74 +65,45 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True)
 
-    # fmt: off - a key is one line
+    # fmt: off
     admin_users: Annotated[str, Text("users that may run every console command, a comma list")] = ""
-    application_name_add_host: Annotated[
-        bool, Flag("append the client's address and port to application_name at login")
-    ] = False
+    application_name_add_host: Annotated[bool, Flag("append the client's address and port to application_name at login")] = False
     auth_dbname: Annotated[str | None, Text("database entry to run auth_query in; not pgbouncer", unset=True)] = None
     auth_file: Annotated[str | None, Text("file with the users and their passwords or secrets", unset=True)] = None
     auth_hba_file: Annotated[str, Text("HBA file, read when auth_type is hba")] = ""
     auth_ident_file: Annotated[str | None, Text("user name maps, read when auth_type is hba", unset=True)] = None
     auth_ldap_options: Annotated[str | None, Text("options for auth_type ldap", unset=True, secret=True)] = None
-    auth_query: Annotated[
-        str, Text("query for the secret of a user who is not in auth_file: one argument, two columns")
-    ] = AUTH_QUERY
+    auth_query: Annotated[str, Text("query for the secret of a user who is not in auth_file: one argument, two columns")] = AUTH_QUERY
     auth_type: Annotated[AuthType, Word("how clients prove who they are", words=AUTH_TYPES)] = "md5"
     auth_user: Annotated[str | None, Text("user that runs auth_query", unset=True)] = None
     autodb_idle_timeout: Annotated[float, Seconds("forget a database made from * when it was idle that long")] = 3600.0
-    cancel_wait_timeout: Annotated[
-        float, Seconds("drop a cancel request that waited that long for a connection; 0 = never")
-    ] = 10.0
-    client_idle_timeout: Annotated[
-        float, Seconds("close a client that was idle that long outside of a transaction; 0 = never")
-    ] = 0.0
-    client_login_timeout: Annotated[
-        float, Seconds("close a client that has not logged in after that long; 0 = never")
-    ] = 60.0
-    client_tls13_ciphers: Annotated[
-        str | None, Text("TLS 1.3 cipher suites for clients, OpenSSL syntax", unset=True)
-    ] = None
+    cancel_wait_timeout: Annotated[float, Seconds("drop a cancel request that waited that long for a connection; 0 = never")] = 10.0
+    client_idle_timeout: Annotated[float, Seconds("close a client that was idle that long outside of a transaction; 0 = never")] = 0.0
+    client_login_timeout: Annotated[float, Seconds("close a client that has not logged in after that long; 0 = never")] = 60.0
+    client_tls13_ciphers: Annotated[str | None, Text("TLS 1.3 cipher suites for clients, OpenSSL syntax", unset=True)] = None
     client_tls_ca_file: Annotated[str, Text("root certificates that client certificates are checked against")] = ""
     client_tls_cert_file: Annotated[str, Text("certificate shown to clients")] = ""
-    client_tls_ciphers: Annotated[
-        str, Text("TLS 1.2 ciphers for clients, OpenSSL syntax; default, secure, fast, normal, all")
-    ] = "default"
+    client_tls_ciphers: Annotated[str, Text("TLS 1.2 ciphers for clients, OpenSSL syntax; default, secure, fast, normal, all")] = "default"
     client_tls_dheparams: Annotated[str, Text("DHE parameters for clients: none, auto, legacy")] = "auto"
     client_tls_ecdhcurve: Annotated[str, Text("ECDH curve for clients: none, auto or a curve's name")] = "auto"
     client_tls_key_file: Annotated[str, Text("private key of client_tls_cert_file")] = ""
-    client_tls_protocols: Annotated[
-        str, Text("TLS versions for clients: a list of tlsv1.0 to tlsv1.3, all, secure")
-    ] = "secure"
+    client_tls_protocols: Annotated[str, Text("TLS versions for clients: a list of tlsv1.0 to tlsv1.3, all, secure")] = "secure"
     client_tls_sslmode: Annotated[SslMode, Word("TLS with clients", words=SSL_MODES)] = "disable"
     conffile: Annotated[str | None, Text("file that the next RELOAD reads", unset=True)] = None
     default_pool_size: Annotated[int, Whole("server connections per pool (database and user); 0 = unlimited")] = 20
-    disable_pqexec: Annotated[bool, Flag("disconnect clients that use the simple query protocol", changeable=False)] = (
-        False
-    )
+    disable_pqexec: Annotated[bool, Flag("disconnect clients that use the simple query protocol", changeable=False)] = False
     dns_max_ttl: Annotated[float, Seconds("how long a host name's addresses are kept")] = 15.0
     dns_nxdomain_ttl: Annotated[float, Seconds("how long a failed host name lookup is kept")] = 15.0
     dns_zone_check_period: Annotated[float, Seconds("poll zone serials (c-ares only)", effect=False)] = 0.0
-    idle_transaction_timeout: Annotated[
-        float, Seconds("close a client that is idle in a transaction that long; 0 = never")
-    ] = 0.0
-    ignore_startup_parameters: Annotated[
-        str, Text("startup parameters to ignore, a comma list; options = all unknown ones in options")
-    ] = ""
+    idle_transaction_timeout: Annotated[float, Seconds("close a client that is idle in a transaction that long; 0 = never")] = 0.0
+    ignore_startup_parameters: Annotated[str, Text("startup parameters to ignore, a comma list; options = all unknown ones in options")] = ""
     job_name: Annotated[str, Text("name of the Windows service", changeable=False, effect=False)] = "pgbouncer"
-    listen_addr: Annotated[
-        str,
-        Text("addresses or host names to listen on, a comma list, * = all; empty = unix socket only", changeable=False),
-    ] = ""
+    listen_addr: Annotated[str, Text("addresses or host names to listen on, a comma list, * = all; empty = unix socket only", changeable=False), ] = ""
     listen_backlog: Annotated[int, Whole("connections that the kernel queues for accept", changeable=False)] = 128
-    listen_port: Annotated[int, Whole("port to listen on, TCP and unix socket", low=1, high=PORT, changeable=False)] = (
-        6432
-    )
+    listen_port: Annotated[int, Whole("port to listen on, TCP and unix socket", low=1, high=PORT, changeable=False)] = 6432
     log_connections: Annotated[bool, Flag("log logins")] = True
     log_disconnections: Annotated[bool, Flag("log disconnections and their reasons")] = True
-    log_format: Annotated[
-        LogFormat, Word("text = PgBouncer's lines, json = an object a line", words=("text", "json"), own=True)
-    ] = "text"
+    log_format: Annotated[LogFormat, Word("text = PgBouncer's lines, json = an object a line", words=("text", "json"), own=True)] = "text"
     log_pooler_errors: Annotated[bool, Flag("log the errors that are sent to clients")] = True
     log_stats: Annotated[bool, Flag("log the statistics every stats_period")] = True
     login_notify_message: Annotated[str, Text("NOTICE sent to every client after login; empty = none")] = ""
@@ -141,69 +112,39 @@ class Settings(BaseSettings):
     max_db_client_connections: Annotated[int, Whole("client connections per database; 0 = unlimited")] = 0
     max_db_connections: Annotated[int, Whole("server connections per database, over all users; 0 = unlimited")] = 0
     max_packet_size: Annotated[int, Whole("longest message that is let through, bytes", low=5)] = 2147483647
-    max_prepared_statements: Annotated[
-        int, Whole("prepared statements kept per server connection; 0 = do not track them")
-    ] = 200
-    max_user_client_connections: Annotated[
-        int, Whole("client connections per user, over all databases; 0 = unlimited")
-    ] = 0
+    max_prepared_statements: Annotated[int, Whole("prepared statements kept per server connection; 0 = do not track them")] = 200
+    max_user_client_connections: Annotated[int, Whole("client connections per user, over all databases; 0 = unlimited")] = 0
     max_user_connections: Annotated[int, Whole("server connections per user, over all databases; 0 = unlimited")] = 0
     min_pool_size: Annotated[int, Whole("server connections kept in a pool that has a client or a forced user")] = 0
     peer_id: Annotated[int, Whole("own id among the [peers]; 0 = no peering", high=PEER_ID)] = 0
     pidfile: Annotated[str, Text("file with the process id; needed by -d", changeable=False)] = ""
-    pkt_buf: Annotated[
-        int, Whole("size of a buffer; here the event loop sizes its own", changeable=False, effect=False)
-    ] = 4096
-    pool_idle_timeout: Annotated[
-        float, Seconds("free a pool without clients and servers after that long; 0 = never")
-    ] = 0.0
+    pkt_buf: Annotated[int, Whole("size of a buffer; here the event loop sizes its own", changeable=False, effect=False)] = 4096
+    pool_idle_timeout: Annotated[float, Seconds("free a pool without clients and servers after that long; 0 = never")] = 0.0
     pool_mode: Annotated[PoolMode, Word("when a server goes back to the pool", words=POOL_MODES)] = "session"
     query_timeout: Annotated[float, Seconds("close client and server when a query runs longer; 0 = never")] = 0.0
     query_wait_notify: Annotated[int, Whole("seconds in the queue after which a client is told so; 0 = never")] = 5
-    query_wait_timeout: Annotated[
-        float, Seconds("disconnect a client that waited that long for a server; 0 = never")
-    ] = 120.0
+    query_wait_timeout: Annotated[float, Seconds("disconnect a client that waited that long for a server; 0 = never")] = 120.0
     reserve_pool_size: Annotated[int, Whole("further server connections for a pool whose clients wait too long")] = 0
-    reserve_pool_timeout: Annotated[
-        float, Seconds("how long a client waits before the reserve is used; 0 = reserve off")
-    ] = 5.0
+    reserve_pool_timeout: Annotated[float, Seconds("how long a client waits before the reserve is used; 0 = reserve off")] = 5.0
     resolv_conf: Annotated[str, Text("own resolv.conf (c-ares and evdns only)", changeable=False, effect=False)] = ""
     sbuf_loopcnt: Annotated[int, Whole("reads in a row per connection; here the event loop decides", effect=False)] = 5
     scram_iterations: Annotated[int, Whole("iterations of the SCRAM secrets made from plain passwords", low=1)] = 4096
-    server_check_delay: Annotated[
-        float, Seconds("check a server before use when it was idle longer; 0 = at every release")
-    ] = 30.0
-    server_check_query: Annotated[str, Text("query of that check; <empty> = an empty query, nothing = no check")] = (
-        "<empty>"
-    )
-    server_connect_timeout: Annotated[
-        float, Seconds("give up connecting and logging in to a server after that long")
-    ] = 15.0
-    server_fast_close: Annotated[
-        bool, Flag("session mode: close obsolete servers between transactions, client included")
-    ] = False
+    server_check_delay: Annotated[float, Seconds("check a server before use when it was idle longer; 0 = at every release")] = 30.0
+    server_check_query: Annotated[str, Text("query of that check; <empty> = an empty query, nothing = no check")] = "<empty>"
+    server_connect_timeout: Annotated[float, Seconds("give up connecting and logging in to a server after that long")] = 15.0
+    server_fast_close: Annotated[bool, Flag("session mode: close obsolete servers between transactions, client included")] = False
     server_idle_timeout: Annotated[float, Seconds("close a server that was idle that long; 0 = never")] = 600.0
-    server_lifetime: Annotated[float, Seconds("close a released server that is older; 0 = use every server once")] = (
-        3600.0
-    )
+    server_lifetime: Annotated[float, Seconds("close a released server that is older; 0 = use every server once")] = 3600.0
     server_login_retry: Annotated[float, Seconds("pause after a failed connect or login to a server")] = 15.0
-    server_reset_query: Annotated[str, Text("query sent when a session pool releases a server; empty = none")] = (
-        "DISCARD ALL"
-    )
+    server_reset_query: Annotated[str, Text("query sent when a session pool releases a server; empty = none")] = "DISCARD ALL"
     server_reset_query_always: Annotated[bool, Flag("send server_reset_query in every pool mode")] = False
     server_round_robin: Annotated[bool, Flag("use the server that was idle longest first, not last")] = False
-    server_tls13_ciphers: Annotated[
-        str | None, Text("TLS 1.3 cipher suites for servers, OpenSSL syntax", unset=True)
-    ] = None
+    server_tls13_ciphers: Annotated[str | None, Text("TLS 1.3 cipher suites for servers, OpenSSL syntax", unset=True)] = None
     server_tls_ca_file: Annotated[str, Text("root certificates that servers' certificates are checked against")] = ""
     server_tls_cert_file: Annotated[str, Text("certificate shown to servers")] = ""
-    server_tls_ciphers: Annotated[
-        str, Text("TLS 1.2 ciphers for servers, OpenSSL syntax; default, secure, fast, normal, all")
-    ] = "default"
+    server_tls_ciphers: Annotated[str, Text("TLS 1.2 ciphers for servers, OpenSSL syntax; default, secure, fast, normal, all")] = "default"
     server_tls_key_file: Annotated[str, Text("private key of server_tls_cert_file")] = ""
-    server_tls_protocols: Annotated[
-        str, Text("TLS versions for servers: a list of tlsv1.0 to tlsv1.3, all, secure")
-    ] = "secure"
+    server_tls_protocols: Annotated[str, Text("TLS versions for servers: a list of tlsv1.0 to tlsv1.3, all, secure")] = "secure"
     server_tls_sslmode: Annotated[SslMode, Word("TLS with servers", words=SSL_MODES)] = "prefer"
     so_reuseport: Annotated[bool, Flag("let several processes listen on the same port", changeable=False)] = False
     stats_period: Annotated[int, Whole("seconds that averages and the log line of the statistics span", low=1)] = 60
@@ -212,30 +153,18 @@ class Settings(BaseSettings):
     syslog: Annotated[bool, Flag("log to syslog too")] = False
     syslog_facility: Annotated[Facility, Word("facility of syslog lines", words=FACILITIES)] = "daemon"
     syslog_ident: Annotated[str, Text("name of syslog lines")] = "pgbouncer"
-    tcp_defer_accept: Annotated[
-        int, Whole("wake up for a client when its first bytes are there; seconds that the kernel waits")
-    ] = 1
+    tcp_defer_accept: Annotated[int, Whole("wake up for a client when its first bytes are there; seconds that the kernel waits")] = 1
     tcp_keepalive: Annotated[bool, Flag("TCP keepalive on all connections")] = True
     tcp_keepcnt: Annotated[int, Whole("keepalive probes before a connection counts as dead; 0 = the system's")] = 0
     tcp_keepidle: Annotated[int, Whole("idle seconds before the first keepalive probe; 0 = the system's")] = 0
     tcp_keepintvl: Annotated[int, Whole("seconds between keepalive probes; 0 = the system's")] = 0
     tcp_socket_buffer: Annotated[int, Whole("size of the kernel's socket buffers, bytes; 0 = the system's")] = 0
     tcp_user_timeout: Annotated[int, Whole("milliseconds that sent data may stay unacknowledged; 0 = the system's")] = 0
-    track_extra_parameters: Annotated[
-        str, Text("further reported parameters to keep per client, a comma list", changeable=False)
-    ] = "IntervalStyle"
+    track_extra_parameters: Annotated[str, Text("further reported parameters to keep per client, a comma list", changeable=False)] = "IntervalStyle"
     transaction_timeout: Annotated[float, Seconds("close a client whose transaction lasts longer; 0 = never")] = 0.0
-    unix_socket_dir: Annotated[
-        str,
-        Text(
-            "directory of the unix socket, and of servers without host; empty = none, @x = abstract", changeable=False
-        ),
-    ] = "/tmp"
+    unix_socket_dir: Annotated[str, Text("directory of the unix socket, and of servers without host; empty = none, @x = abstract", changeable=False), ] = "/tmp"
     unix_socket_group: Annotated[str, Text("group of the unix socket; empty = unchanged", changeable=False)] = ""
-    unix_socket_mode: Annotated[
-        int,
-        Whole("mode of the unix socket, octal with a leading 0", high=0o7777, default_text="0777", changeable=False),
-    ] = 0o777
+    unix_socket_mode: Annotated[int, Whole("mode of the unix socket, octal with a leading 0", high=0o7777, default_text="0777", changeable=False), ] = 0o777
     user: Annotated[str | None, Text("system user to become when started as root", changeable=False, unset=True)] = None
     verbose: Annotated[int, Whole("1 adds DEBUG, 2 and more NOISE", unset=True)] = 0
     # fmt: on

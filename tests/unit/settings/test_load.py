@@ -136,7 +136,6 @@ def test_every_key_of_a_database_arrives(tmp_path: Path) -> None:
     e = load(written(tmp_path, text), {}, {}).databases["my db"]
     assert (e.name, e.dbname, e.hosts, e.port) == ("my db", "it's", ("a", "/b", "::1"), 1)
     assert (e.user, e.password) == ("u", "p w")
-    # DEL("my db", "it's", ("a", "/b", "::1"), 1, "u", "p w")
     assert (e.auth_user, e.auth_query, e.auth_dbname, e.connect_query) == ("au", "select 1", "ad", "select 2")
     assert (e.pool_size, e.min_pool_size, e.reserve_pool_size, e.pool_mode) == (2, 3, 4, "statement")
     assert (e.query_wait_timeout, e.load_balance_hosts, e.server_lifetime) == (1.5, "disable", 7.0)
