@@ -1,0 +1,156 @@
+"""Server role of SCRAM-SHA-256 and SCRAM-SHA-256-PLUS: proves one client.
+
+Theory of operation::
+
+    NEW --start--> OFFERED --SASLInitialResponse--> CHALLENGED --SASLResponse--> [DERIVING --derived-->] ENDED
+
+OFFERED has sent the mechanisms, CHALLENGED the server-first-message. DERIVING is for passwords stored plain only, and
+comes last: a client that does not get that far costs no PBKDF2. Any message out of turn ends the exchange.
+
+Must not know where the secret came from. An exchange for a user that does not exist is given a mock secret and is
+`doomed`: it takes the same steps, computes the same things and is refused in the same words as a wrong password.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from collections.abc import Callable
+from typing import Final
+
+from pgpool_proxy.auth import scram
+from pgpool_proxy.auth import scram_messages as messages
+from pgpool_proxy.auth.saslprep import saslprep
+from pgpool_proxy.auth.secret import ScramKeys, ScramSecret
+from pgpool_proxy.auth.steps import (
+    AUTH_REQ_SASL,
+    AUTH_REQ_SASL_CONT,
+    Accepted,
+    Challenge,
+    Derive,
+    ServerExchange,
+    Step,
+)
+from pgpool_proxy.errors import IllegalTransition
+
+NEW: Final = 0
+OFFERED: Final = 1
+CHALLENGED: Final = 2
+DERIVING: Final = 3
+ENDED: Final = 4
+
+
+class ScramServerExchange(ServerExchange):
+    """One client's SCRAM exchange.
+
+    `secret` is the stored one; for a password stored plain it is None, and `password`, `salt`, `iterations` make an
+    ad-hoc one with a `Derive` step. `channel_binding` is the tls-server-end-point hash of our certificate, None
+    without TLS. `nonce` gives at least 18 random bytes a call.
+    """
+
+    __slots__ = (
+        "_auth_message",
+        "_binding",
+        "_doomed",
+        "_final",
+        "_first",
+        "_iterations",
+        "_nonce",
+        "_password",
+        "_salt",
+        "_secret",
+        "_server_first",
+        "_state",
+    )
+
+    def __init__(
+        self,
+        secret: ScramSecret | None,
+        *,
+        nonce: Callable[[], bytes],
+        channel_binding: bytes | None = None,
+        doomed: bool = False,
+        password: bytes = b"",
+        salt: bytes = b"",
+        iterations: int = 0,
+    ) -> None:
+        self._secret = secret
+        self._password = password
+        self._salt = salt if secret is None else secret.salt
+        self._iterations = iterations if secret is None else secret.iterations
+        self._nonce: Callable[[], bytes] = nonce
+        self._binding = channel_binding
+        self._doomed = doomed
+        self._state = NEW
+        self._first: messages.ClientFirst | None = None
+        self._final: messages.ClientFinal | None = None
+        self._server_first = b""
+        self._auth_message = b""
+
+    def start(self) -> Step:
+        if self._state != NEW:
+            raise IllegalTransition(f"ScramServerExchange: started in state {self._state}")
+        self._state = OFFERED
+        names = [messages.MECHANISM] if self._binding is None else [messages.MECHANISM_PLUS, messages.MECHANISM]
+        return Challenge(AUTH_REQ_SASL, b"".join(name + b"\0" for name in names) + b"\0")
+
+    def receive(self, payload: bytes) -> Step:
+        state, self._state = self._state, ENDED  # unless the message is good, there is no next one
+        if state == OFFERED:
+            return self._receive_first(payload)
+        if state == CHALLENGED and self._first is not None:
+            return self._receive_final(self._first, payload)
+        raise messages.refused("a SASL message out of turn")
+
+    def _receive_first(self, payload: bytes) -> Step:
+        mechanism, message = messages.parse_initial_response(payload)
+        if mechanism not in {messages.MECHANISM, messages.MECHANISM_PLUS}:
+            raise messages.refused("the client selected an unknown SASL mechanism")
+        plus = mechanism == messages.MECHANISM_PLUS
+        if plus and self._binding is None:
+            raise messages.refused("the client selected SCRAM-SHA-256-PLUS, which was not offered")
+        first = messages.parse_client_first(message)
+        if plus != (first.flag == b"p"):
+            raise messages.refused("the SASL mechanism and the channel-binding flag disagree")
+        if first.flag == b"y" and self._binding is not None:
+            # The client believes that we cannot bind: somebody between us took PLUS off the list.
+            raise messages.refused("the client supports channel binding but was told that we do not (a downgrade)")
+        random = self._nonce()
+        if len(random) < scram.NONCE_BYTES:
+            raise ValueError(f"the nonce source gave {len(random)} bytes, not {scram.NONCE_BYTES}")
+        nonce = first.nonce + base64.b64encode(random)
+        self._first = first
+        self._server_first = messages.build_server_first(nonce, self._salt, self._iterations)
+        self._state = CHALLENGED
+        return Challenge(AUTH_REQ_SASL_CONT, self._server_first)
+
+    def _receive_final(self, first: messages.ClientFirst, payload: bytes) -> Step:
+        final = messages.parse_client_final(payload)
+        bound = self._binding if first.flag == b"p" and self._binding is not None else b""
+        if not hmac.compare_digest(final.binding, first.gs2_header + bound):
+            raise messages.refused("SCRAM channel binding check failed")
+        nonce, _, _ = self._server_first[2:].partition(b",")
+        if not hmac.compare_digest(final.nonce, nonce):
+            raise messages.refused("the SCRAM nonce is not the one of this exchange")
+        self._final = final
+        self._auth_message = b",".join((first.bare, self._server_first, final.without_proof))
+        if self._secret is None:
+            self._state = DERIVING
+            return Derive(saslprep(self._password), self._salt, self._iterations)
+        return self._decided(self._secret, final.proof)
+
+    def derived(self, salted_password: bytes) -> Step:
+        final = self._final
+        if self._state != DERIVING or final is None:
+            raise IllegalTransition(f"ScramServerExchange: no key was to be derived in state {self._state}")
+        self._state = ENDED
+        return self._decided(scram.build_secret(salted_password, self._salt, self._iterations), final.proof)
+
+    def _decided(self, secret: ScramSecret, proof: bytes) -> Step:
+        client_key = scram.client_key_of_proof(proof, secret.stored_key, self._auth_message)
+        signature = scram.server_signature(secret.server_key, self._auth_message)
+        if self._doomed:
+            raise messages.refused("no such user, or no secret that SCRAM can use")
+        if client_key is None:
+            raise messages.refused("wrong password (the SCRAM proof does not match)")
+        return Accepted(ScramKeys(client_key, secret.server_key), messages.build_server_final(signature))

@@ -1,0 +1,93 @@
+"""What an exchange tells its caller to do next, and the shape of the exchange with a client.
+
+An exchange is bytes in and one `Step` out; it sends nothing, waits for nothing and derives no keys itself. Must not
+know how a step is carried out. A failure is never a step: it is `AuthenticationFailed`, whose report is for the peer
+and whose reason is for the log only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from pgpool_proxy.auth.secret import ScramKeys
+from pgpool_proxy.errors import IllegalTransition
+
+# The codes of Authentication* messages ('R'), under PostgreSQL's names (protocol.h).
+AUTH_REQ_OK: Final = 0
+AUTH_REQ_PASSWORD: Final = 3
+AUTH_REQ_MD5: Final = 5
+AUTH_REQ_SASL: Final = 10
+AUTH_REQ_SASL_CONT: Final = 11
+AUTH_REQ_SASL_FIN: Final = 12
+
+
+class Step:
+    """One of the five below."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge(Step):
+    """Server role: send an 'R' message of int32 `code` and `payload`, then give the client's 'p' to `receive`."""
+
+    code: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Step):
+    """Client role: send a 'p' message whose body is exactly `payload`, then give the server's next 'R' to `receive`."""
+
+    payload: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Derive(Step):
+    """Compute PBKDF2-HMAC-SHA-256 (`scram.salted_password`) off the loop, then call `derived` with its 32 bytes.
+
+    The result is a pure function of the three, so it may be cached under them. `cacheable` is False where `password`
+    was typed by a client that has proved nothing yet: a cache that keeps those can be filled by strangers.
+    """
+
+    password: bytes = field(repr=False)
+    salt: bytes = field(repr=False)
+    iterations: int
+    cacheable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted(Step):
+    """The peer proved itself.
+
+    Server role: `final`, if there, is the payload of an AuthenticationSASLFinal (12) to be sent before
+    AuthenticationOk; `keys` are the client's, for logging in to servers that store the same SCRAM secret. Client
+    role: both are None.
+    """
+
+    keys: ScramKeys | None = None
+    final: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait(Step):
+    """Client role: send nothing; the server speaks next."""
+
+
+class ServerExchange:
+    """Server role: proves one client, once. `start` first, then `receive` or `derived` as the last step asked."""
+
+    __slots__ = ()
+
+    def start(self) -> Step:
+        """The first step. Raises AuthenticationFailed where there is nothing to ask for."""
+        raise NotImplementedError
+
+    def receive(self, payload: bytes) -> Step:
+        """The body of the client's 'p' message, without type and length. Raises AuthenticationFailed."""
+        raise NotImplementedError
+
+    def derived(self, salted_password: bytes) -> Step:
+        """The answer to a `Derive` step. Raises AuthenticationFailed; IllegalTransition where none was asked."""
+        raise IllegalTransition(f"{type(self).__name__}: no key was to be derived")
