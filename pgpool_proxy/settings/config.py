@@ -7,7 +7,7 @@ or a ConfigError says what is wrong where. Decides no precedence between user, d
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +40,8 @@ class Config:
     """User -> password, from DATABASE_URL: known as if auth_file had them."""
     where: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)
     """(section, key) -> (file, line), for what was given and is not a default."""
+    auth_file_stamp: tuple[str, int, int, int, int, int, int, int] | None = None
+    """Name and stat of auth_file when this was loaded; RELOAD reads the file again when it differs."""
     warnings: tuple[str, ...] = ()
     """What is odd but no error; to be logged once."""
 
@@ -85,7 +87,7 @@ def load(path: str | None, overrides: Mapping[str, str], environ: Mapping[str, s
         if source.password is None and settings.auth_type == FOR_URL["auth_type"] and settings.auth_file is None:
             problem = "no password: give one, or set auth_file or auth_type"
             raise ConfigError(problem, file="environment", key="DATABASE_URL")
-    return Config(
+    config = Config(
         settings=settings,
         databases=databases,
         autodb=autodb,
@@ -96,6 +98,7 @@ def load(path: str | None, overrides: Mapping[str, str], environ: Mapping[str, s
         where=_where(found, overrides, environ, said),
         warnings=tuple(_warnings(settings, databases, environ)),
     )
+    return replace(config, auth_file_stamp=auth_file_stamp(config))
 
 
 def _collect(found: _Found, items: Iterable[Entry]) -> None:
@@ -178,3 +181,15 @@ def beside(config: Config, name: str) -> str:
         return name
     other = Path(config.path).parent / name
     return str(other) if other.exists() else name
+
+
+def auth_file_stamp(config: Config) -> tuple[str, int, int, int, int, int, int, int] | None:
+    """What changes when auth_file does. None without such a file."""
+    name = beside(config, config.settings.auth_file or "")
+    try:
+        stat = Path(name).stat() if name else None
+    except OSError:
+        stat = None
+    if stat is None:
+        return None
+    return name, stat.st_dev, stat.st_ino, stat.st_mode, stat.st_uid, stat.st_gid, stat.st_mtime_ns, stat.st_size
