@@ -77,9 +77,7 @@ def test_servers_are_obsolete_when_the_database_leads_elsewhere(tmp_path: Path, 
 
 def test_databases_users_and_peers_that_come_and_go_are_named(tmp_path: Path) -> None:
     old = config_of(tmp_path, "", "[databases]\na=host=x\nb=host=x\n[users]\nu=pool_size=1\n[peers]\n1=host=x")
-    new = config_of(
-        tmp_path, "", "[databases]\nb=host=x\nc=host=x\n*=host=x\n[users]\nv=pool_size=1\n[peers]\n2=host=x"
-    )
+    new = config_of(tmp_path, "", "[databases]\nb=host=x\nc=host=x\n*=host=x\n[users]\nv=pool_size=1\n[peers]\n2=host=x")
     plan = reload.plan(old, new)
     assert (plan.databases_added, plan.databases_removed, plan.databases_changed) == (("c",), ("a",), ())
     assert (plan.users_changed, plan.peers_changed, plan.autodb_changed) == (("u", "v"), (1, 2), True)

@@ -38,9 +38,7 @@ def test_user_beats_database_beats_main_and_zero_counts(
         (resolve.server_lifetime, "server_lifetime"),
     ],
 )
-def test_a_database_beats_main_but_its_zero_says_nothing(
-    function: Callable[[Config, DatabaseEntry], float], key: str
-) -> None:
+def test_a_database_beats_main_but_its_zero_says_nothing(function: Callable[[Config, DatabaseEntry], float], key: str) -> None:
     config = Config(settings=Settings().model_copy(update={key: 9}))
     for value, expected in ((5, 5), (0, 9), (None, 9)):
         assert function(config, DatabaseEntry("d", **{key: value})) == expected  # type: ignore[arg-type]

@@ -115,9 +115,7 @@ def test_no_password_is_needed_when_clients_log_in_another_way() -> None:
     assert config.implied_users == {"u": ""}
 
 
-@pytest.mark.parametrize(
-    "other", ["postgres://u:other@b/two", "postgres://u:p@b/two?sslmode=disable", "postgres://u:p@b/two"]
-)
+@pytest.mark.parametrize("other", ["postgres://u:other@b/two", "postgres://u:p@b/two?sslmode=disable", "postgres://u:p@b/two"])
 def test_urls_that_contradict_each_other_are_refused(other: str) -> None:
     environ = {
         "DATABASE_URL": "postgres://u:p@a/one?sslmode=require",
