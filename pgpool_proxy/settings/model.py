@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     idle_transaction_timeout: Annotated[float, Seconds("close a client that is idle in a transaction that long; 0 = never")] = 0.0
     ignore_startup_parameters: Annotated[str, Text("startup parameters to ignore, a comma list; options = all unknown ones in options")] = ""
     job_name: Annotated[str, Text("name of the Windows service", changeable=False, effect=False)] = "pgbouncer"
-    listen_addr: Annotated[str, Text("addresses or host names to listen on, a comma list, * = all; empty = unix socket only", changeable=False), ] = ""
+    listen_addr: Annotated[str, Text("addresses or host names to listen on, a comma list, * = all; empty = unix socket only", changeable=False)] = ""
     listen_backlog: Annotated[int, Whole("connections that the kernel queues for accept", changeable=False)] = 128
     listen_port: Annotated[int, Whole("port to listen on, TCP and unix socket", low=1, high=PORT, changeable=False)] = 6432
     log_connections: Annotated[bool, Flag("log logins")] = True
@@ -162,9 +162,9 @@ class Settings(BaseSettings):
     tcp_user_timeout: Annotated[int, Whole("milliseconds that sent data may stay unacknowledged; 0 = the system's")] = 0
     track_extra_parameters: Annotated[str, Text("further reported parameters to keep per client, a comma list", changeable=False)] = "IntervalStyle"
     transaction_timeout: Annotated[float, Seconds("close a client whose transaction lasts longer; 0 = never")] = 0.0
-    unix_socket_dir: Annotated[str, Text("directory of the unix socket, and of servers without host; empty = none, @x = abstract", changeable=False), ] = "/tmp"
+    unix_socket_dir: Annotated[str, Text("directory of the unix socket, and of servers without host; empty = none, @x = abstract", changeable=False)] = "/tmp"
     unix_socket_group: Annotated[str, Text("group of the unix socket; empty = unchanged", changeable=False)] = ""
-    unix_socket_mode: Annotated[int, Whole("mode of the unix socket, octal with a leading 0", high=0o7777, default_text="0777", changeable=False), ] = 0o777
+    unix_socket_mode: Annotated[int, Whole("mode of the unix socket, octal with a leading 0", high=0o7777, default_text="0777", changeable=False)] = 0o777
     user: Annotated[str | None, Text("system user to become when started as root", changeable=False, unset=True)] = None
     verbose: Annotated[int, Whole("1 adds DEBUG, 2 and more NOISE", unset=True)] = 0
     # fmt: on

@@ -112,5 +112,5 @@ def test_free_text_keeps_what_looks_like_a_comment() -> None:
 def test_settings_cannot_be_changed_in_place_and_show_only_what_differs() -> None:
     settings = Settings(listen_port=1)
     with pytest.raises(ValueError, match="frozen"):
-        settings.listen_port = 2  # type: ignore[misc]
+        settings.listen_port = 2
     assert repr(settings) == "Settings(listen_port=1)"
