@@ -173,3 +173,12 @@ SERVER_TERMINATED: Final = Report("server closed the connection", "08006")
 SERVER_PROTOCOL: Final = Report("server broke the protocol", "08P01")
 REPLICATION_CLOSED: Final = Report("replication client was closed", "00000", "LOG")
 STATEMENT_TOO_LONG: Final = Report("prepared statement is too long", "54000")
+
+
+def cached_failure(failure: Report) -> Report:
+    """What a client is told at once while the servers of its pool cannot be had."""
+    return Report(
+        f"server login has been failing, cached error: {failure.message} (server_login_retry)",
+        failure.sqlstate if failure.sqlstate != "00000" else SERVER_LOGIN_FAILING.sqlstate,
+        detail=failure.detail,
+    )

@@ -1,0 +1,1 @@
+"""The shell: sockets and tasks. The only asyncio in the data path."""

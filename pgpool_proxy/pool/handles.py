@@ -15,6 +15,7 @@ from pgpool_proxy.pool.states import CL_CLOSED, CL_LOGIN, SV_CLOSED, SV_LOGIN, C
 
 if TYPE_CHECKING:
     from pgpool_proxy.pool.pool import Pool
+    from pgpool_proxy.pool.registry import User
 
 
 class PoolClient(Member):
@@ -31,6 +32,7 @@ class PoolClient(Member):
         self.wait_start: float = 0.0  # 0: does not wait
         self.cancel_key: bytes = b""
         self.wait_notified: bool = False
+        self.login_user: User | None = None  # counted there while logged in
 
     @property
     def is_closed(self) -> bool:

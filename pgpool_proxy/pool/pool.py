@@ -255,10 +255,20 @@ class Pool:
         self.grow(now)
 
     def open_failed(self, server: PoolServer, report: Report, retry_in: float, now: float) -> None:
-        """A connect or a login failed: nothing is opened for `retry_in` seconds; the server is already out of the pool."""
+        """A connect or a login failed: nothing is opened for `retry_in` seconds. The server itself leaves by `server_gone`."""
         self.failures += 1
         self.last_failure = report
         self.retry_at = now + retry_in
+
+    def send_away(self, report: Report, now: float, waiting_too: bool) -> None:
+        """No server can be had: tell those who wait for their login and, with `waiting_too`, those who wait for a server."""
+        if self.usable_servers > 0:
+            return
+        for member in self.waiting_login.members():
+            cast(PoolClient, member).disconnect(report, now)
+        if waiting_too:
+            for member in self.waiting.members():
+                cast(PoolClient, member).disconnect(report, now)
 
     def release(self, server: PoolServer, now: float) -> None:
         """The link of `server` has ended and it is clean: next waiter, idle, or closed if its time has come."""

@@ -163,9 +163,12 @@ class Registry:
             return errors.MAX_USER_CLIENT_CONN
         return None
 
-    def settle(self, client: PoolClient, pool: Pool, now: float) -> bool:
-        """A client has proved who it is and joins its pool; see `Pool.join`."""
+    def settle(self, client: PoolClient, pool: Pool, user: User, now: float) -> bool:
+        """A client has proved that it is `user` and joins its pool; see `Pool.join`."""
         self.login_clients.remove(client)
+        client.login_user = user
+        user.client_count += 1
+        pool.database.client_count += 1
         return pool.join(client, now)
 
     def depart(self, client: PoolClient, now: float) -> None:
@@ -180,6 +183,11 @@ class Registry:
             client.state = CL_CLOSED
         elif pool is not None:
             pool.leave(client, now)
+            user = client.login_user
+            if user is not None:
+                client.login_user = None
+                user.client_count -= 1
+                pool.database.client_count -= 1
 
     # --- limits that pools share ------------------------------------------------------------------------------------
     def starve(self, pool: Pool) -> None:

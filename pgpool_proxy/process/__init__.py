@@ -1,0 +1,1 @@
+"""One process put together: the worker, its signals, the daemon around it."""

@@ -1,0 +1,144 @@
+"""The command line: PgBouncer's, and the subcommands `demo` and `check`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+import uvloop
+
+from pgpool_proxy import log
+from pgpool_proxy.errors import ConfigError
+from pgpool_proxy.process import daemon, signals
+from pgpool_proxy.process.worker import Worker, be_quiet
+from pgpool_proxy.settings.config import Config, load
+from pgpool_proxy.wire import framing
+
+SUBCOMMANDS: Final = ("demo", "check")
+EPILOG: Final = """\
+subcommands:
+  pgpool-proxy demo              an embedded PostgreSQL and the proxy in front of it, to try
+  pgpool-proxy check FILE.ini    read a configuration and try every database in it
+
+Without FILE.ini, DATABASE_URL=postgresql://user:password@host:5432/db is enough; every setting can be given in the
+environment as PGPOOL_PROXY_<KEY>. Precedence: command line, environment, file, default.
+"""
+
+
+def package_version() -> str:
+    try:
+        return version("pgpool-proxy")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def is_compiled() -> bool:
+    """Is this the build that mypyc compiled?"""
+    return not framing.__file__.endswith(".py")
+
+
+def version_text() -> str:
+    build = "compiled" if is_compiled() else "plain Python"
+    return (
+        f"pgpool_proxy {package_version()}\n"
+        f"build: {build}\nPython {platform.python_version()}\nuvloop {version("uvloop")}"
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        prog="pgpool-proxy",
+        description="A PostgreSQL pooling proxy.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.add_argument("-d", "--daemon", action="store_true", help="run in background (as a daemon)")
+    found.add_argument("-q", "--quiet", action="store_true", help="run quietly: nothing to stderr")
+    found.add_argument("-v", "--verbose", action="count", default=0, help="increase verbosity")
+    found.add_argument("-u", "--user", help="assume identity of USER")
+    found.add_argument("-V", "--version", action="version", version=version_text())
+    found.add_argument("file", nargs="?", metavar="FILE.ini", help="configuration file")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 after an orderly end, 1 when it could not begin."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in SUBCOMMANDS:
+        return _subcommand(given[0], given[1:])
+    options = parser().parse_args(given)
+    overrides: dict[str, str] = {}
+    if options.verbose:
+        overrides["verbose"] = str(options.verbose)
+    if options.user:
+        overrides["user"] = options.user
+    try:
+        config = load(options.file, overrides, os.environ)
+        if options.file is None and not config.databases and config.autodb is None:
+            raise ConfigError("no configuration file specified, and DATABASE_URL is not set")
+        return serve(config, overrides, quiet=options.quiet, background=options.daemon)
+    except ConfigError as error:
+        print(f"pgpool-proxy: {error}", file=sys.stderr)
+        return 1
+
+
+def _subcommand(name: str, rest: list[str]) -> int:
+    if name == "demo":
+        from pgpool_proxy.process import demo
+
+        return demo.main(rest)
+    from pgpool_proxy.process import check
+
+    return check.main(rest)
+
+
+def serve(config: Config, overrides: dict[str, str], *, quiet: bool, background: bool) -> int:
+    """Run the daemon until it is told to stop."""
+    settings = config.settings
+    if background and not settings.pidfile:
+        raise ConfigError("daemon needs pidfile configured", key="pidfile")
+    daemon.switch_user(settings.user)
+    pidfile = daemon.PidFile(settings.pidfile)
+    quiet = quiet or background
+    be_quiet(quiet)
+    log.configure(settings, quiet=quiet)
+    pidfile.check()
+    if background:
+        daemon.detach()
+    servers = settings.default_pool_size * max(1, len(config.databases)) + settings.reserve_pool_size
+    daemon.raise_file_limit(settings.max_client_conn + servers + 64)
+    try:
+        pidfile.write()
+        return uvloop.run(_serve(config, overrides))
+    except ConfigError as error:
+        log.get_logger().fatal(str(error))
+        if quiet:
+            print(f"pgpool-proxy: {error}", file=sys.stderr)
+        return 1
+    finally:
+        pidfile.remove()
+
+
+async def _serve(config: Config, overrides: dict[str, str]) -> int:
+    worker = Worker(config, overrides, os.environ)
+    signals.install(worker)
+
+    def ready() -> None:
+        build = "compiled" if is_compiled() else "plain Python"
+        log.get_logger().info(
+            f"process up: pgpool_proxy {package_version()} ({build}), uvloop {version("uvloop")}, "
+            f"Python {platform.python_version()}"
+        )
+        gc.collect()
+        gc.freeze()  # what lives for ever is not looked at again
+
+    await worker.run(ready)
+    await asyncio.sleep(0)
+    return 0

@@ -1,0 +1,189 @@
+"""Opens connections to servers: for pools (it is their launcher) and for CancelRequests."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from time import monotonic
+from typing import Any, Protocol, cast
+
+from pgpool_proxy import errors, log
+from pgpool_proxy.net.listener import tune
+from pgpool_proxy.net.server_connection import ServerConnection
+from pgpool_proxy.net.tasks import Tasks
+from pgpool_proxy.pool.pool import Pool
+from pgpool_proxy.session.cancel import CancelSession
+from pgpool_proxy.session.context import Context
+from pgpool_proxy.session.server_session import ServerSession
+from pgpool_proxy.settings import resolve
+from pgpool_proxy.settings.config import Config
+from pgpool_proxy.settings.entries import DatabaseEntry
+
+
+class ConfigSource(Protocol):
+    """Where the configuration in force is found."""
+
+    @property
+    def config(self) -> Config: ...
+
+
+class CancelConnection(asyncio.Protocol):
+    """asyncio's Protocol for one CancelRequest."""
+
+    def __init__(self, session: CancelSession) -> None:
+        self._session = session
+
+    def data_received(self, data: bytes) -> None:
+        self._session.received(data, monotonic())
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        self._session.connection_lost(monotonic())
+
+
+class Connector:
+    """The launcher of all pools of this process."""
+
+    def __init__(self, source: ConfigSource, tasks: Tasks) -> None:
+        self._source = source
+        self._tasks = tasks
+        self._context: Context | None = None
+        self._turns: dict[str, int] = {}  # database -> place in its host list
+        self._attempts: dict[int, asyncio.Task[None]] = {}
+
+    def use(self, context: Context) -> None:
+        """The context is made after its launcher."""
+        self._context = context
+
+    # --- servers of pools -----------------------------------------------------------------------------------------------
+    def launch(self, pool: Pool, now: float) -> None:
+        """Told by a pool: open one more server."""
+        context = self._context
+        entry = self._source.config.database(pool.database.name)
+        if context is None or entry is None:
+            raise errors.IllegalTransition(f"a server for {pool!r}, which has no entry")
+        session = ServerSession(context, pool, self._next_host(entry), entry.port, now)
+        if session.login is not None:
+            session.login.startup = _startup(entry, pool.user.name)
+        pool.add_server(session)
+        task = self._tasks.start(self._open(session), f"server {session.number} of {pool.database.name}")
+        self._attempts[session.number] = task
+        task.add_done_callback(lambda _: self._attempts.pop(session.number, None))
+
+    def abandon(self, session: ServerSession) -> None:
+        """The session is closed: an attempt that is still under way ends."""
+        task = self._attempts.pop(session.number, None)
+        if task is not None and session.transport is None:
+            task.cancel()
+
+    def _next_host(self, entry: DatabaseEntry) -> str:
+        hosts = resolve.hosts(self._source.config, entry)
+        if not hosts:
+            return ""
+        turn = self._turns.get(entry.name, 0)
+        if entry.load_balance_hosts == "round-robin":
+            self._turns[entry.name] = turn + 1
+        return hosts[turn % len(hosts)]
+
+    async def _open(self, session: ServerSession) -> None:
+        loop = asyncio.get_running_loop()
+        connection = ServerConnection(self, session)
+        try:
+            transport = await _connect(loop, connection, session.host, session.port)
+        except (OSError, ValueError) as error:
+            self._failed(session, error)
+            return
+        if session.is_closed:
+            transport.abort()
+            return
+        sock = transport.get_extra_info("socket")
+        session.address, session.local_address, session.local_port = _names(transport, session.host)
+        if sock.family != socket.AF_UNIX:
+            _tune(sock, self._source.config)
+        session.connected(transport, monotonic())
+
+    def _failed(self, session: ServerSession, error: Exception) -> None:
+        entry_name = session.pool.database.name
+        self._turns[entry_name] = self._turns.get(entry_name, 0) + (
+            1 if self._is_sticky(entry_name) else 0
+        )  # `disable` stays with a host until it fails
+        lookup = isinstance(error, socket.gaierror)
+        report = errors.DNS_FAILED if lookup else errors.CONNECT_FAILED
+        session.disconnect(report.with_detail(f"{session.host}:{session.port}: {error}"), monotonic())
+
+    def _is_sticky(self, name: str) -> bool:
+        entry = self._source.config.database(name)
+        return entry is not None and entry.load_balance_hosts != "round-robin"
+
+    def crashed(self, session: ServerSession, error: BaseException, now: float) -> None:
+        """A bug: only this connection, and the client linked to it, pay for it."""
+        pool = session.pool
+        logger = log.connection_logger(
+            "S", session.number, pool.database.name, pool.user.name, session.address or session.host, session.port
+        )
+        logger.error(f"internal error: {error}", error=error)
+        try:
+            session.disconnect(errors.INTERNAL_ERROR, now)
+        finally:
+            if session.transport is not None:
+                session.transport.abort()
+
+    # --- cancel requests --------------------------------------------------------------------------------------------------
+    def send_cancel(self, session: CancelSession) -> None:
+        """Open the connection of a CancelRequest."""
+        self._tasks.start(self._open_cancel(session), f"cancel {session.number}")
+
+    async def _open_cancel(self, session: CancelSession) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            transport = await _connect(loop, CancelConnection(session), session.host, session.port)
+        except (OSError, ValueError) as error:
+            session.disconnect(errors.CONNECT_FAILED.with_detail(str(error)), monotonic())
+            return
+        if session.is_closed:
+            transport.abort()
+            return
+        session.connected(transport, monotonic())
+
+
+async def _connect(loop: asyncio.AbstractEventLoop, connection: object, host: str, port: int) -> asyncio.Transport:
+    """A plain connection to a TCP or unix address. Raises OSError."""
+    protocol = cast(Any, connection)  # native classes and asyncio.Protocol have the methods, not the base class
+    if host.startswith("/") or host.startswith("@"):
+        path = f"{host}/.s.PGSQL.{port}"
+        if path.startswith("@"):
+            path = "\0" + path[1:]
+        transport, _ = await loop.create_unix_connection(lambda: protocol, path)
+    else:
+        transport, _ = await loop.create_connection(lambda: protocol, host, port)
+    return transport
+
+
+def _tune(pseudo: Any, config: Config) -> None:
+    sock = socket.socket(pseudo.family, socket.SOCK_STREAM, 0, fileno=pseudo.fileno())
+    try:
+        tune(sock, config.settings)
+    finally:
+        sock.detach()
+
+
+def _names(transport: asyncio.Transport, host: str) -> tuple[str, str, int]:
+    """(address of the server, our own address, our own port)."""
+    peer = transport.get_extra_info("peername")
+    own = transport.get_extra_info("sockname")
+    if isinstance(peer, tuple) and isinstance(own, tuple):
+        return str(peer[0]), str(own[0]), int(own[1])
+    return "unix", "unix", 0
+
+
+def _startup(entry: DatabaseEntry, user: str) -> list[tuple[bytes, bytes]]:
+    """The parameters of our StartupMessage: who, where, and what the entry sets."""
+    pairs = [(b"user", user), (b"database", entry.dbname or entry.name)]
+    for name, value in (
+        (b"client_encoding", entry.client_encoding),
+        (b"datestyle", entry.datestyle),
+        (b"timezone", entry.timezone),
+        (b"application_name", entry.application_name),
+    ):
+        if value:
+            pairs.append((name, value))
+    return [(name, value.encode("utf-8", "surrogateescape")) for name, value in pairs]

@@ -1,0 +1,65 @@
+"""A server's socket: what the loop calls, handed to the session with the time. HOT.
+
+An exception in here never reaches the loop: it closes this connection and is logged with its context by the `Dock`.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Protocol
+
+from pgpool_proxy.errors import ProtocolViolation
+from pgpool_proxy.session.server_session import ServerSession
+from pgpool_proxy.session.transport import Transport
+
+
+class Dock(Protocol):
+    """The connector's side."""
+
+    def crashed(self, session: ServerSession, error: BaseException, now: float) -> None:
+        """A bug: log it with its context and close the connection."""
+        ...
+
+
+class ServerConnection:
+    """asyncio's Protocol for one server."""
+
+    def __init__(self, dock: Dock, session: ServerSession) -> None:
+        self.dock: Dock = dock
+        self.session: ServerSession | None = session
+
+    def connection_made(self, transport: Transport) -> None:
+        """The connector tells the session itself, when TLS (if any) stands."""
+
+    def data_received(self, data: bytes) -> None:
+        session = self.session
+        if session is None:
+            return
+        now = monotonic()
+        try:
+            session.received(data, now)
+        except ProtocolViolation as violation:
+            session.disconnect(violation.report, now)
+        except Exception as error:
+            self.dock.crashed(session, error, now)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        session = self.session
+        self.session = None
+        if session is not None:
+            now = monotonic()
+            try:
+                session.connection_lost(now)
+            except Exception as bug:
+                self.dock.crashed(session, bug, now)
+
+    def pause_writing(self) -> None:
+        if self.session is not None:
+            self.session.writing_paused()
+
+    def resume_writing(self) -> None:
+        if self.session is not None:
+            self.session.writing_resumed()

@@ -1,0 +1,99 @@
+"""What the configuration allows databases, users and pools: settings/resolve.py, filled into the registry's objects."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pgpool_proxy import log
+from pgpool_proxy.pool.pool import POOL_MODES, Pool
+from pgpool_proxy.pool.registry import Database, Registry, User
+from pgpool_proxy.settings import resolve
+from pgpool_proxy.settings.config import Config
+from pgpool_proxy.settings.entries import DatabaseEntry
+
+EMPTY_QUERY = "<empty>"
+
+
+class ConfigSource(Protocol):
+    """Where the configuration in force is found."""
+
+    @property
+    def config(self) -> Config: ...
+
+
+class Configurator:
+    """The registry's configurator; reads the configuration in force each time."""
+
+    def __init__(self, source: ConfigSource) -> None:
+        self._source = source
+
+    def make_database(self, name: str, registry: Registry) -> Database | None:
+        """The database for a name that is asked for the first time."""
+        config = self._source.config
+        entry = config.database(name)
+        if entry is None:
+            return None
+        database = Database(name, registry)
+        database.is_auto = name not in config.databases
+        if database.is_auto:
+            log.get_logger().info(f"registered new auto-database: {name}")
+        self.configure_database(database, entry)
+        return database
+
+    def configure_database(self, database: Database, entry: DatabaseEntry) -> None:
+        config = self._source.config
+        database.forced_user = entry.user
+        database.max_connections = resolve.max_db_connections(config, entry)
+        database.max_client_connections = resolve.max_db_client_connections(config, entry)
+
+    def configure_user(self, user: User) -> None:
+        config = self._source.config
+        user.max_connections = resolve.max_user_connections(config, user.name)
+        user.max_client_connections = resolve.max_user_client_connections(config, user.name)
+
+    def configure_pool(self, pool: Pool) -> None:
+        if pool.database.is_admin:
+            return
+        config = self._source.config
+        settings = config.settings
+        entry = config.database(pool.database.name)
+        if entry is None:
+            return  # removed: it is being closed
+        user = pool.user.name
+        pool.user.is_forced = pool.user.is_forced or entry.user is not None
+        limits = pool.limits
+        limits.pool_mode = POOL_MODES.index(resolve.pool_mode(config, entry, user))
+        limits.pool_size = resolve.pool_size(config, entry, user)
+        limits.min_pool_size = resolve.min_pool_size(config, entry)
+        limits.reserve_pool_size = resolve.reserve_pool_size(config, entry, user) if settings.reserve_pool_timeout > 0 else 0
+        limits.reserve_pool_timeout = settings.reserve_pool_timeout
+        limits.query_wait_timeout = resolve.query_wait_timeout(config, entry, user)
+        limits.query_timeout = resolve.query_timeout(config, user)
+        limits.transaction_timeout = resolve.transaction_timeout(config, user)
+        limits.idle_transaction_timeout = resolve.idle_transaction_timeout(config, user)
+        limits.client_idle_timeout = resolve.client_idle_timeout(config, user)
+        limits.server_lifetime = resolve.server_lifetime(config, entry)
+        limits.server_idle_timeout = settings.server_idle_timeout
+        limits.server_login_retry = settings.server_login_retry
+        limits.server_check_delay = settings.server_check_delay
+        limits.server_check_query = _check_query(settings.server_check_query)
+        limits.server_reset_query = settings.server_reset_query.encode()
+        limits.server_reset_query_always = settings.server_reset_query_always
+        limits.server_round_robin = settings.server_round_robin
+        limits.query_wait_notify = float(settings.query_wait_notify)
+        limits.max_prepared_statements = settings.max_prepared_statements
+        limits.load_balance_hosts = entry.load_balance_hosts if len(entry.hosts) > 1 else None
+
+    def reserve_taken(self, pool: Pool) -> None:
+        log.get_logger().info(
+            f"taking connection from reserve_pool: {pool.database.name}/{pool.user.name}",
+            database=pool.database.name,
+            user=pool.user.name,
+        )
+
+
+def _check_query(setting: str) -> bytes | None:
+    """None: no check; an empty query for `<empty>`."""
+    if not setting:
+        return None
+    return b"" if setting == EMPTY_QUERY else setting.encode()

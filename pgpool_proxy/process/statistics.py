@@ -1,0 +1,50 @@
+"""Snapshots of all pools' counters, per database: the averages of SHOW STATS and the log line of each stats_period."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from pgpool_proxy.pool import stats
+from pgpool_proxy.pool.registry import Registry
+
+
+class Statistics:
+    """Totals now, and at the ends of the last two periods."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.previous: dict[str, tuple[int, ...]] = {}
+        self.current: dict[str, tuple[int, ...]] = {}
+        self.seconds: float = 0.0
+        self._taken_at = monotonic()
+
+    def totals(self) -> dict[str, tuple[int, ...]]:
+        """Totals per database."""
+        found: dict[str, list[tuple[int, ...]]] = {}
+        for pool in self._registry.pools.values():
+            found.setdefault(pool.database.name, []).append(pool.stats.totals())
+        return {name: stats.merge(several) for name, several in found.items()}
+
+    def snapshot(self, now: float) -> None:
+        self.previous = self.current
+        self.current = self.totals()
+        self.seconds = now - self._taken_at
+        self._taken_at = now
+
+    def averages(self, database: str) -> tuple[int, ...]:
+        """What SHOW STATS prints as avg_* for a database: over the last whole period."""
+        current = self.current.get(database, stats.ZERO)
+        return stats.averages(self.previous.get(database, stats.ZERO), current, self.seconds)
+
+    def line(self) -> str:
+        """PgBouncer's log line."""
+        old = stats.merge(self.previous.values())
+        new = stats.merge(self.current.values())
+        values = dict(zip(stats.FIELDS, stats.averages(old, new, self.seconds), strict=True))
+        return (
+            f"stats: {values['xact_count']} xacts/s, {values['query_count']} queries/s, "
+            f"{values['client_parse_count']} client parses/s, {values['server_parse_count']} server parses/s, "
+            f"{values['bind_count']} binds/s, {values['client_login_count']} client logins/s, "
+            f"in {values['bytes_received']} B/s, out {values['bytes_sent']} B/s, xact {values['xact_time']} us, "
+            f"query {values['query_time']} us, wait {values['wait_time']} us"
+        )

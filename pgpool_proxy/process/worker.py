@@ -1,0 +1,293 @@
+"""One process put together: configuration, registry, sessions, sockets, and the clock that drives the janitor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from time import monotonic, time
+from typing import Final
+
+from pgpool_proxy import errors, log
+from pgpool_proxy.admin.console import CONSOLE_PARAMETERS
+from pgpool_proxy.auth.exchange import Secret
+from pgpool_proxy.auth.userlist import parse_userlist
+from pgpool_proxy.errors import ConfigError, Report
+from pgpool_proxy.net.connector import Connector
+from pgpool_proxy.net.listener import Listener
+from pgpool_proxy.net.tasks import Tasks
+from pgpool_proxy.pool import janitor as orders
+from pgpool_proxy.pool.cancel_keys import CancelKeys
+from pgpool_proxy.pool.janitor import Janitor, Order
+from pgpool_proxy.pool.ledger import LocalLedger
+from pgpool_proxy.pool.pool import STATEMENT
+from pgpool_proxy.pool.registry import Database, Registry
+from pgpool_proxy.process.configurator import Configurator
+from pgpool_proxy.process.control import WorkerControl
+from pgpool_proxy.process.host import ADMIN_DATABASE, WorkerHost
+from pgpool_proxy.process.statistics import Statistics
+from pgpool_proxy.session.client_session import ClientSession
+from pgpool_proxy.session.context import Context
+from pgpool_proxy.session.parameters import TrackedParameters
+from pgpool_proxy.session.server_session import ServerSession
+from pgpool_proxy.settings import config as configuration
+from pgpool_proxy.settings.config import Config
+from pgpool_proxy.settings.reload import ReloadPlan, plan
+from pgpool_proxy.wire import backend
+
+TICK_S: Final = 0.1  # granularity of all timeouts (PgBouncer: 0.333)
+QUEUED: Final = Report("No server connection available in postgres backend, client being queued", "00000", "NOTICE")
+
+
+class Worker:
+    """See the module's docstring. `run` returns when the process has to end."""
+
+    def __init__(self, config: Config, overrides: Mapping[str, str], environ: Mapping[str, str]) -> None:
+        self.config: Config = config
+        self._overrides = overrides
+        self._environ = environ
+        self.started_at: float = time()
+        self._wall_offset = time() - monotonic()
+        self.tasks = Tasks()
+        self.connector = Connector(self, self.tasks)
+        self.configurator = Configurator(self)
+        self.registry = Registry(LocalLedger(), self.connector, self.configurator)
+        self.keys = CancelKeys(os.urandom, config.settings.peer_id)
+        self.host = WorkerHost(self)
+        tracked = [name.strip().encode() for name in config.settings.track_extra_parameters.split(",")]
+        self.context = Context(self.host, self.registry, self.keys, TrackedParameters(tracked))
+        self.connector.use(self.context)
+        self.janitor = Janitor(self.registry)
+        self.listener = Listener(self.context)
+        self.stats = Statistics(self.registry)
+        self.control = WorkerControl(self)
+        self.users: dict[str, Secret] = {}
+        self.usual_secret = "plain"
+        self.admin_users: frozenset[str] = frozenset()
+        self.stats_users: frozenset[str] = frozenset()
+        self.closing: Report | None = None  # set while shutting down: what new clients are told
+        self._waits_for_servers = False
+        self._stopped: asyncio.Event | None = None
+        self._stats_due = 0.0
+        self._make_admin_database()
+        self.read_users()
+        self.apply(config)
+
+    # --- clocks ---------------------------------------------------------------------------------------------------------
+    def clock(self) -> float:
+        return monotonic()
+
+    def wall(self, at: float) -> datetime:
+        """A time of the monotonic clock as one of the calendar, in local time."""
+        return datetime.now().astimezone() - timedelta(seconds=monotonic() - at)
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(seconds, call)
+
+    # --- configuration ----------------------------------------------------------------------------------------------------
+    def _make_admin_database(self) -> None:
+        database = Database(ADMIN_DATABASE, self.registry)
+        database.is_admin = True
+        database.forced_user = ADMIN_DATABASE
+        self.registry.databases[ADMIN_DATABASE] = database
+        pool = self.registry.pool(database, ADMIN_DATABASE)
+        pool.limits.pool_mode = STATEMENT
+        pool.limits.pool_size = 2
+        pool.server_parameters = dict(CONSOLE_PARAMETERS)
+
+    def read_users(self) -> None:
+        """auth_file, and the users that DATABASE_URL implies. A broken line is logged; what stood before it counts."""
+        users = {name: Secret.of(password) for name, password in self.config.implied_users.items() if password}
+        name = self.config.settings.auth_file
+        if name:
+            path = configuration.beside(self.config, name)
+            try:
+                text = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+            except OSError as error:
+                log.get_logger().error(f"could not open auth_file {path}: {error.strerror}")
+            else:
+                found, problems = parse_userlist(text, path)
+                users |= found
+                for problem in problems:
+                    log.get_logger().error(f"broken auth file: {problem}")
+        self.users = users
+        kinds = [secret.kind for secret in users.values()]
+        self.usual_secret = max(set(kinds), key=kinds.count) if kinds else "plain"
+        self.host.forget_keys()
+
+    def apply(self, config: Config) -> None:
+        """Put a configuration into force."""
+        self.config = config
+        settings = config.settings
+        context = self.context
+        context.max_packet_size = settings.max_packet_size
+        context.disable_pqexec = settings.disable_pqexec
+        context.ignored_parameters = frozenset(_names(settings.ignore_startup_parameters))
+        context.application_name_add_host = settings.application_name_add_host
+        context.login_notify_message = settings.login_notify_message
+        self.registry.max_client_conn = settings.max_client_conn
+        self.janitor.client_login_timeout = settings.client_login_timeout
+        self.janitor.server_connect_timeout = settings.server_connect_timeout
+        self.janitor.cancel_wait_timeout = settings.cancel_wait_timeout
+        self.janitor.pool_idle_timeout = settings.pool_idle_timeout
+        self.admin_users = frozenset(_names(settings.admin_users))
+        self.stats_users = frozenset(_names(settings.stats_users))
+        for database in self.registry.databases.values():
+            entry = config.database(database.name)
+            if entry is not None and not database.is_admin:
+                self.configurator.configure_database(database, entry)
+        self.registry.reconfigure()
+        for name, entry in config.databases.items():
+            database_of_entry = self.registry.database(name)
+            if entry.user is not None and database_of_entry is not None:
+                self.registry.pool(database_of_entry, entry.user)  # min_pool_size needs no client then
+
+    def reload(self) -> None:
+        """RELOAD: read everything again. Raises ConfigError; the old state stays in force then."""
+        log.reopen()
+        path = self.config.settings.conffile or self.config.path
+        fresh = configuration.load(path, self._overrides, self._environ)
+        change = plan(self.config, fresh)
+        log.configure(change.config.settings, quiet=log_is_quiet())
+        self._carry_out(change)
+
+    def _carry_out(self, change: ReloadPlan) -> None:
+        now = monotonic()
+        self.apply(change.config)
+        if change.auth_file_changed or self.config.implied_users:
+            self.read_users()
+        for name in change.databases_removed:
+            database = self.registry.databases.get(name)
+            if database is not None:
+                self.control.remove_database(database, now)
+        stale = set(change.close_needed)
+        if change.autodb_changed:
+            stale |= {name for name, database in self.registry.databases.items() if database.is_auto}
+        for name in stale:
+            database = self.registry.databases.get(name)
+            if database is not None:
+                self.control.reconnect_database(database, errors.DATABASE_CHANGED, now)
+
+    # --- life -----------------------------------------------------------------------------------------------------------
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Listen and serve until told to stop. Raises ConfigError when it cannot even begin."""
+        self._stopped = asyncio.Event()
+        await self.listener.open(self.config.settings)
+        for warning in self.config.warnings:
+            log.get_logger().warning(warning)
+        self._stats_due = monotonic() + self.config.settings.stats_period
+        ready()
+        ticking = self.tasks.start(self._tick_forever(), "janitor")
+        try:
+            await self._stopped.wait()
+        finally:
+            ticking.cancel()
+            self._close_everybody()
+            self.listener.close()
+            await self.tasks.stop()
+            self.host.close()
+            await asyncio.sleep(0)  # what was written last goes out
+
+    def _close_everybody(self) -> None:
+        now = monotonic()
+        self.registry.closing = errors.SHUTTING_DOWN
+        for client in self.registry.all_clients():
+            if isinstance(client, ClientSession):
+                client.disconnect(self.closing or errors.SHUTTING_DOWN, now)
+        for server in self.registry.all_servers():
+            server.disconnect(errors.SHUTDOWN, now)
+
+    async def _tick_forever(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            try:
+                self.tick(monotonic())
+            except Exception as error:
+                log.get_logger().error(f"the janitor failed: {error}", error=error)
+
+    def tick(self, now: float) -> None:
+        """Everything that time brings."""
+        for order in self.janitor.tick(now):
+            self._obey(order, now)
+        self.control.tick(now)
+        if now >= self._stats_due:
+            period = self.config.settings.stats_period
+            self._stats_due = now + period
+            self.stats.snapshot(now)
+            if self.config.settings.log_stats:
+                log.get_logger().info(self.stats.line())
+        if self.closing is not None:
+            self._look_for_end()
+
+    def _obey(self, order: Order, now: float) -> None:
+        if order.action == orders.CLOSE_CLIENT and order.client is not None:
+            order.client.disconnect(order.report, now)
+        elif order.action == orders.CLOSE_SERVER and order.server is not None:
+            order.server.disconnect(order.report, now)
+        elif order.action == orders.NOTIFY_CLIENT and isinstance(order.client, ClientSession):
+            order.client.write(backend.notice_response(QUEUED))
+        elif order.action == orders.GROW and order.pool is not None:
+            order.pool.grow(now)
+        elif order.action == orders.DROP_POOL and order.pool is not None:
+            pool = order.pool
+            log.get_logger().info(
+                f"cleaning up idle pool for user {pool.user.name} on db {pool.database.name} because: pool idle timeout "
+                f"(age= {int(now - pool.last_used)}s)"
+            )
+            self.registry.drop_pool(pool)
+
+    # --- shutting down ------------------------------------------------------------------------------------------------
+    def shutdown(self, mode: str) -> None:
+        """`now`, `wait_for_servers` (SIGINT) or `wait_for_clients` (SIGTERM). A second call ends at once."""
+        if mode == "now" or self.closing is not None:
+            self._stop()
+            return
+        self.listener.close_tcp()
+        self.closing = errors.SHUTTING_DOWN
+        if mode == "wait_for_servers":
+            self._waits_for_servers = True
+            self.registry.closing = errors.SERVER_SHUTTING_DOWN
+            self.registry.paused = True
+            self._send_waiting_away(monotonic())
+        self._look_for_end()
+
+    def _send_waiting_away(self, now: float) -> None:
+        for pool in list(self.registry.pools.values()):
+            for client in pool.waiting.members() + pool.waiting_login.members():
+                if isinstance(client, ClientSession):
+                    client.disconnect(errors.SERVER_SHUTTING_DOWN, now)
+            for server in pool.idle.members():
+                if isinstance(server, ServerSession):
+                    server.disconnect(errors.PAUSE_MODE, now)
+
+    def _look_for_end(self) -> None:
+        if self._waits_for_servers:
+            if not any(pool.server_count for pool in self.registry.pools.values()):
+                log.get_logger().info("server connections dropped, exiting")
+                self._stop()
+        elif not any(pool.client_count for pool in self.registry.pools.values() if not pool.database.is_admin):
+            log.get_logger().info("client connections dropped, exiting")
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._stopped is not None:
+            self._stopped.set()
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+_quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """-q holds over RELOAD."""
+    global _quiet
+    _quiet = quiet
+
+
+def log_is_quiet() -> bool:
+    return _quiet

@@ -1,0 +1,283 @@
+"""What a server answers, settled against the queue of outstanding requests. HOT only in its branches for the extended protocol.
+
+Each function handles the message that the server's framer stands at, and says False when it has to be whole first and is not
+(it is then put aside and comes again).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from mypy_extensions import i64
+
+from pgpool_proxy import errors
+from pgpool_proxy.session.outstanding import (
+    ACTION_MASK,
+    CLOSE_FAKED,
+    CLOSE_INJECTED,
+    FAKE,
+    KIND_MASK,
+    NOTED,
+    NOTHING,
+    NUMBER_SHIFT,
+    PARSE_DUPLICATE,
+    PARSE_FAKED,
+    PARSE_INJECTED,
+    PARSED,
+    SKIP,
+    UNNAMED,
+    UNNAMED_PARSED,
+    Pending,
+)
+from pgpool_proxy.session.requests import UNKNOWN
+from pgpool_proxy.wire import backend
+from pgpool_proxy.wire.codes import (
+    BIND,
+    BIND_COMPLETE,
+    CLOSE,
+    CLOSE_COMPLETE,
+    COMMAND_COMPLETE,
+    COPY_BOTH_RESPONSE,
+    COPY_DATA,
+    COPY_DONE,
+    COPY_IN_RESPONSE,
+    COPY_OUT_RESPONSE,
+    DATA_ROW,
+    DESCRIBE,
+    EMPTY_QUERY_RESPONSE,
+    ERROR_RESPONSE,
+    EXECUTE,
+    FUNCTION_CALL,
+    FUNCTION_CALL_RESPONSE,
+    HEADER_SIZE,
+    NO_DATA,
+    PARAMETER_DESCRIPTION,
+    PARSE,
+    PARSE_COMPLETE,
+    PORTAL_SUSPENDED,
+    QUERY,
+    ROW_DESCRIPTION,
+    SYNC,
+)
+
+if TYPE_CHECKING:
+    from pgpool_proxy.session.link import Link
+
+EMPTIES_STATEMENTS: Final = (b"DEALLOCATE ALL\0", b"DISCARD ALL\0")
+FIRST_OF_EMPTIES: Final = 0x44  # 'D'
+
+
+def in_query(link: Link, kind: i64) -> bool:
+    """A message within the answer to the client's own simple Query."""
+    if kind == COMMAND_COMPLETE:
+        return _command_complete(link)
+    if kind == ERROR_RESPONSE:
+        if not link.from_server_framer.hold():
+            return False
+        link.copy_in = False
+        _look_at_error(link, 0)
+        return True
+    if kind == COPY_IN_RESPONSE or kind == COPY_BOTH_RESPONSE:
+        link.copy_in = not link.outstanding.copy_in_begins()
+        return True
+    if kind == COPY_OUT_RESPONSE or kind == EMPTY_QUERY_RESPONSE or kind == DATA_ROW or kind == COPY_DONE:
+        return True
+    if kind == COPY_DATA or kind == ROW_DESCRIPTION:
+        return True
+    raise errors.ProtocolViolation(_unexpected(kind))
+
+
+def in_pipeline(link: Link, kind: i64, head: i64, now: float) -> bool:
+    """A message within the answers to the extended protocol, to a FunctionCall, or to a request of our own."""
+    framer = link.from_server_framer
+    outstanding = link.outstanding
+    request = head & KIND_MASK
+    if kind == ERROR_RESPONSE:
+        if not framer.hold():
+            return False
+        _error(link, head)
+        return True
+    if head & ACTION_MASK == SKIP and request == QUERY:
+        link.leave_out(framer.start, framer.stop)  # our own SET: anything but ReadyForQuery
+        return True
+    if (
+        kind == PARSE_COMPLETE
+        and request == PARSE
+        or kind == BIND_COMPLETE
+        and request == BIND
+        or kind == CLOSE_COMPLETE
+        and request == CLOSE
+    ):
+        if head & ACTION_MASK == SKIP:
+            if not framer.hold():
+                return False
+            link.leave_out(framer.start, framer.stop)
+        drop_note(link, head)
+        outstanding.pop()
+        link.settle_fakes()
+        return True
+    if request == DESCRIBE:
+        if kind == PARAMETER_DESCRIPTION:
+            return True
+        if kind == ROW_DESCRIPTION or kind == NO_DATA:
+            return _answered(link)
+    elif request == EXECUTE:
+        if kind == COMMAND_COMPLETE:
+            if not _command_complete(link):
+                return False
+            return _answered(link)
+        if kind == EMPTY_QUERY_RESPONSE or kind == PORTAL_SUSPENDED:
+            return _answered(link)
+        if kind == COPY_IN_RESPONSE or kind == COPY_BOTH_RESPONSE:
+            link.copy_in = not outstanding.copy_in_begins()
+            return True
+        if kind == COPY_OUT_RESPONSE or kind == DATA_ROW or kind == COPY_DONE or kind == COPY_DATA:
+            return True
+    elif request == FUNCTION_CALL and kind == FUNCTION_CALL_RESPONSE:
+        return True
+    raise errors.ProtocolViolation(_unexpected(kind))
+
+
+def unexpected(link: Link, kind: i64) -> bool:
+    """A message although nothing is outstanding: an error ends the connection, everything else breaks the protocol."""
+    if kind == ERROR_RESPONSE:
+        if not link.from_server_framer.hold():
+            return False
+        _look_at_error(link, NOTHING)
+        return True
+    raise errors.ProtocolViolation(_unexpected(kind))
+
+
+def _unexpected(kind: i64) -> errors.Report:
+    return errors.SERVER_PROTOCOL.with_detail(f"message 0x{int(kind):02x} was not expected")
+
+
+def _answered(link: Link) -> bool:
+    """The request at the head has its answer. It has to be whole when an answer of our own comes right behind it."""
+    outstanding = link.outstanding
+    if outstanding.fake_follows() and not link.from_server_framer.hold():
+        return False
+    outstanding.pop()
+    link.settle_fakes()
+    return True
+
+
+def _command_complete(link: Link) -> bool:
+    """Look at the tag, which tells what happened to the server's prepared statements."""
+    framer = link.from_server_framer
+    if not framer.hold():
+        return False
+    start = framer.start + HEADER_SIZE
+    if framer.stop - start > 2 and framer.data[start] == FIRST_OF_EMPTIES:
+        if framer.data[start:framer.stop] in EMPTIES_STATEMENTS:
+            link.server.statements.clear()
+            link.server.unnamed = UNKNOWN
+            client = link.client
+            if client is not None and client.statements is not None:
+                client.statements.clear()
+                client.unnamed = None
+    return True
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------------
+def _error(link: Link, head: i64) -> None:
+    """An ErrorResponse to the request at the head: everything up to the next Sync is discarded."""
+    framer = link.from_server_framer
+    outstanding = link.outstanding
+    link.copy_in = False
+    request = head & KIND_MASK
+    if request == QUERY and head & ACTION_MASK == SKIP:
+        report = backend.error_report(framer.data[framer.start + HEADER_SIZE : framer.stop])
+        raise errors.ProtocolViolation(errors.INVALID_SERVER_PARAMETER.with_detail(report.message))
+    number = head >> NUMBER_SHIFT
+    _look_at_error(link, number)
+    if request == FUNCTION_CALL or request == SYNC:
+        return
+    if request == PARSE and head & NOTED:
+        _correct_name(link)
+    restored = False
+    if request == PARSE and head & UNNAMED:
+        restored = True
+        if link.client is not None:
+            link.client.unnamed = None
+    link.server.unnamed = UNKNOWN
+    while head != NOTHING and head & KIND_MASK != SYNC:
+        if head & NOTED:
+            note = outstanding.pop_note()
+            if note.what != UNNAMED_PARSED:
+                _take_back(link, note)
+            elif not restored:
+                restored = True
+                if link.client is not None:
+                    link.client.unnamed = note.unnamed
+        outstanding.pop()
+        head = outstanding.head()
+    if head == NOTHING:
+        outstanding.skipping = True
+
+
+def _take_back(link: Link, note: Pending) -> None:
+    """The request of `note` failed or was discarded."""
+    client = link.client
+    what = note.what
+    statement = note.statement
+    if statement is not None:
+        if what == PARSED or what == PARSE_INJECTED:
+            link.server.statements.remove(statement.number)
+        if client is not None and client.statements is not None:
+            if (what == PARSED or what == PARSE_FAKED) and client.statements.get(note.name) is statement:
+                client.statements.remove(note.name)
+            elif what == CLOSE_FAKED:
+                client.statements.put_back(note.name, statement)
+        if what == CLOSE_FAKED:
+            link.server.context.statements.let_go(statement)
+    prepared = note.prepared
+    if what == CLOSE_INJECTED and prepared is not None:
+        link.server.statements.restore(prepared)
+        link.server.context.statements.let_go(prepared.statement)
+
+
+def drop_note(link: Link, head: i64) -> None:
+    """The request at the head succeeded: what it did stands."""
+    if head & NOTED:
+        note = link.outstanding.pop_note()
+        if note.what == CLOSE_FAKED and note.statement is not None:
+            link.server.context.statements.let_go(note.statement)
+        elif note.what == CLOSE_INJECTED and note.prepared is not None:
+            link.server.context.statements.let_go(note.prepared.statement)
+
+
+def _correct_name(link: Link) -> None:
+    """An error that names the statement as the server knows it names it as the client does."""
+    note = link.outstanding.first_note()
+    if note.what != PARSE_DUPLICATE or note.statement is None:
+        return
+    framer = link.from_server_framer
+    body = framer.data[framer.start + HEADER_SIZE : framer.stop]
+    link.leave_out(framer.start, framer.stop)
+    quoted = b'"' + note.statement.name + b'"'
+    link.parts.append(backend.message(ERROR_RESPONSE, body.replace(quoted, b'"' + note.name + b'"')))
+
+
+def _look_at_error(link: Link, number: i64) -> None:
+    """What an error says about the server itself: that it is going, or that it has lost a statement."""
+    framer = link.from_server_framer
+    fields = backend.error_fields(framer.data[framer.start + HEADER_SIZE : framer.stop])
+    severity = fields.get("V", fields.get("S", ""))
+    if severity in ("FATAL", "PANIC"):
+        link.server.last_words = backend.error_report(framer.data[framer.start + HEADER_SIZE : framer.stop])
+        return
+    code = fields.get("C", "")
+    if number > 0 and code == "26000":
+        link.server.statements.remove(number)  # somebody deallocated it behind our back
+    elif number > 0 and is_stale(code, fields.get("M", "")):
+        statement = link.server.context.statements.numbered(number)
+        if statement is not None:
+            link.server.context.statements.rename(statement)
+
+
+def is_stale(code: str, message: str) -> bool:
+    """Does this error mean that a prepared statement's plan no longer fits the tables?"""
+    if code == "0A000":
+        return message.startswith("cached plan must not change result type")
+    return code == "XX000" and message.startswith("cache lookup failed for")

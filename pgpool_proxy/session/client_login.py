@@ -1,0 +1,293 @@
+"""A client before it is logged in: first packets, startup parameters, proof, welcome.
+
+Theory of operation
+-------------------
+stage     what arrives                              what follows
+FIRST     SSLRequest, GSSENCRequest (once each)     an answer of one byte; the stage stays
+          CancelRequest                             handed to the host; the client says no more
+          StartupMessage                            checked here, then the host decides how it must prove itself
+HOST      nothing is expected                       `admitted` brings the exchange
+PROOF     PasswordMessage and its kin               given to the exchange
+DERIVE    nothing is expected                       a key is being derived off the loop
+POOL      nothing is expected                       waits for the pool's first server (`finish`)
+
+Bytes that come early are kept, up to a bound; they are never taken for anything else than what their turn will make of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from mypy_extensions import i64
+
+from pgpool_proxy import errors
+from pgpool_proxy.auth.exchange import Accepted, Challenge, Derive, ScramKeys, ServerExchange, Step
+from pgpool_proxy.errors import AuthenticationFailed, Report
+from pgpool_proxy.pool.registry import Database
+from pgpool_proxy.session.context import Admission
+from pgpool_proxy.session.parameters import parse_options
+from pgpool_proxy.wire import backend, startup
+from pgpool_proxy.wire.codes import AUTH_SASL_FINAL, HEADER_SIZE, PASSWORD, PROTOCOL_3_0
+from pgpool_proxy.wire.framing import MessageReader
+
+if TYPE_CHECKING:
+    from pgpool_proxy.session.client_session import ClientSession
+
+FIRST: Final = 0
+HOST: Final = 1
+PROOF: Final = 2
+DERIVE: Final = 3
+POOL: Final = 4
+
+MAX_USERNAME: Final = 127  # PgBouncer's MAX_USERNAME without the terminator
+MAX_EARLY: Final = 65536  # bytes that may come before their turn
+MAX_PASSWORD_MESSAGE: Final = 65536 + HEADER_SIZE  # PgBouncer allows passwords of 65,530 bytes
+NOT_PARAMETERS: Final = ("user", "database", "options", "replication")
+
+
+class ClientLogin:
+    """One login attempt; the session drops it when the client is in."""
+
+    def __init__(self, session: ClientSession) -> None:
+        self.session: ClientSession = session
+        self.stage: i64 = FIRST
+        self.early: bytes = b""
+        self.asked_ssl: bool = False
+        self.asked_gss: bool = False
+        self.minor: i64 = 0
+        self.unknown_options: list[bytes] = []
+        self.user: str = ""
+        self.database_name: str = ""
+        self.replication: bytes = b""
+        self.parameters: dict[bytes, bytes] = {}  # what the client asked for, names as it spells them
+        self.reader: MessageReader | None = None
+        self.exchange: ServerExchange | None = None
+        self.database: Database | None = None
+        self.refusal: Report | None = None
+        self.keys: ScramKeys | None = None
+        self.is_admin: bool = False
+        self._answer: list[bytes] = []
+
+    # --- bytes ----------------------------------------------------------------------------------------------------------
+    def received(self, data: bytes, now: float) -> None:
+        """A chunk of a client that is not logged in yet. Raises `ProtocolViolation`."""
+        if self.stage == FIRST:
+            self._first(self.early + data if self.early else data, now)
+        elif self.stage == PROOF:
+            self._proof(data, now)
+        else:
+            self.early = self.early + data if self.early else data
+            if len(self.early) > MAX_EARLY:
+                raise errors.ProtocolViolation(errors.UNEXPECTED_PACKET)
+
+    def _first(self, data: bytes, now: float) -> None:
+        session = self.session
+        size = startup.packet_size(data)
+        if size == 0 or len(data) < size:
+            self.early = data
+            return
+        rest = data[size:]
+        self.early = b""
+        packet = startup.parse(data[:size])
+        if packet.is_ssl_request or packet.is_gssenc_request:
+            self._encryption(packet.is_ssl_request, rest, now)
+        elif packet.is_cancel_request:
+            self.stage = HOST
+            session.context.host.cancel(session, packet.key, now)
+        else:
+            self.early = rest
+            self._startup(packet, now)
+
+    def _encryption(self, is_ssl: bool, rest: bytes, now: float) -> None:
+        if rest:  # bytes that were sent in clear before the answer are never taken for encrypted ones (CVE-2021-3935)
+            raise errors.ProtocolViolation(errors.UNENCRYPTED_BYTES)
+        if self.asked_ssl and is_ssl or self.asked_gss and not is_ssl or self.session.tls:
+            raise errors.ProtocolViolation(errors.UNEXPECTED_PACKET)
+        if is_ssl:
+            self.asked_ssl = True
+            if self.session.context.host.start_tls(self.session):
+                return
+        else:
+            self.asked_gss = True
+        self.session.write(b"N")
+
+    # --- startup --------------------------------------------------------------------------------------------------------
+    def _startup(self, packet: startup.FirstPacket, now: float) -> None:
+        session = self.session
+        self.minor = packet.minor
+        self.unknown_options = packet.options
+        user = packet.parameters.get("user", b"")
+        if not user:
+            raise errors.ProtocolViolation(errors.NO_USERNAME)
+        if len(user) > MAX_USERNAME:
+            raise errors.ProtocolViolation(errors.USERNAME_TOO_LONG)
+        self.user = user.decode("utf-8", "surrogateescape")
+        self.database_name = packet.parameters.get("database", b"").decode("utf-8", "surrogateescape") or self.user
+        self.replication = packet.parameters.get("replication", b"")
+        session.user_name = self.user
+        session.database_name = self.database_name
+        self._collect_parameters(packet.parameters)
+        self.stage = HOST
+        session.context.host.start_login(self, now)
+
+    def _collect_parameters(self, given: dict[str, bytes]) -> None:
+        """Tracked parameters are the client's own; others are refused unless ignore_startup_parameters names them."""
+        context = self.session.context
+        ignored = context.ignored_parameters
+        for name, value in given.items():
+            if name in NOT_PARAMETERS:
+                continue
+            if context.tracked.index(name.encode("utf-8", "replace")) >= 0:
+                self.parameters[name.encode("utf-8", "replace")] = value
+            elif name not in ignored:
+                raise errors.ProtocolViolation(
+                    errors.UNSUPPORTED_PARAMETER.saying(f"unsupported startup parameter: {name}")
+                )
+        options = given.get("options", b"")
+        if not options:
+            return
+        pairs = parse_options(options)
+        if pairs is None:
+            if "options" in ignored:
+                return
+            raise errors.ProtocolViolation(
+                errors.UNSUPPORTED_PARAMETER.saying(
+                    "unsupported options startup parameter: only '-c config=val' and '--config=val' are allowed"
+                )
+            )
+        for option, value in pairs:
+            if context.tracked.index(option) >= 0:
+                self.parameters[option] = value
+            elif option.decode("utf-8", "replace") not in ignored and "options" not in ignored:
+                raise errors.ProtocolViolation(
+                    errors.UNSUPPORTED_PARAMETER.saying(
+                        f"unsupported startup parameter in options: {option.decode('utf-8', 'replace')}"
+                    )
+                )
+
+    # --- proof ----------------------------------------------------------------------------------------------------------
+    def admitted(self, admission: Admission, now: float) -> None:
+        """The host says how the client has to prove itself."""
+        self.exchange = admission.exchange
+        self.database = admission.database
+        self.refusal = admission.refusal
+        self.reader = MessageReader(MAX_PASSWORD_MESSAGE)
+        self._step(admission.exchange.start, now)
+
+    def _step(self, next_step: Callable[[], Step], now: float) -> None:
+        """Run one step of the exchange and do what it says; a proof that fails ends the login."""
+        try:
+            step = next_step()
+        except AuthenticationFailed as failure:
+            self.failed(failure, now)
+            return
+        self._do(step, now)
+
+    def failed(self, failure: AuthenticationFailed, now: float) -> None:
+        self.session.fail(failure.report, now)
+
+    def _do(self, step: Step, now: float) -> None:
+        if isinstance(step, Challenge):
+            self.stage = PROOF
+            self.session.write(backend.authentication(step.code, step.payload))
+            if self.early:
+                early = self.early
+                self.early = b""
+                self._proof(early, now)
+        elif isinstance(step, Derive):
+            self.stage = DERIVE
+            self.session.context.host.derive(step.password, step.salt, step.iterations, self.derived)
+        elif isinstance(step, Accepted):
+            if step.final is not None:
+                self._answer.append(backend.authentication(AUTH_SASL_FINAL, step.final))
+            self.keys = step.keys
+            self._proved(now)
+        else:
+            raise errors.IllegalTransition(f"client login: {type(step).__name__} in stage {int(self.stage)}")
+
+    def derived(self, salted_password: bytes, now: float) -> None:
+        """Told by the host: the key that a `Derive` step asked for."""
+        exchange = self.exchange
+        if self.session.login is not self or exchange is None:
+            return  # the client has left meanwhile
+        self._step(lambda: exchange.derived(salted_password), now)
+
+    def _proof(self, data: bytes, now: float) -> None:
+        reader = self.reader
+        exchange = self.exchange
+        if reader is None or exchange is None:
+            raise errors.ProtocolViolation(errors.UNEXPECTED_PACKET)
+        reader.feed(data)
+        while self.stage == PROOF and reader.next():
+            if reader.kind != PASSWORD:
+                raise errors.ProtocolViolation(errors.UNEXPECTED_PACKET)
+            body = reader.body
+            self.stage = HOST
+            self._step(lambda: exchange.receive(body), now)
+        if self.session.login is self and self.stage != PROOF:
+            self.early = reader.rest() + self.early
+
+    # --- in -------------------------------------------------------------------------------------------------------------
+    def _proved(self, now: float) -> None:
+        session = self.session
+        database = self.database
+        if self.refusal is not None or database is None:
+            session.fail(self.refusal or errors.NO_SUCH_DATABASE, now)
+            return
+        registry = session.context.registry
+        user = registry.user(self.user)
+        report = registry.admit(session, database, user)
+        if report is not None:
+            session.fail(report, now)
+            return
+        session.context.host.proved(self)
+        pool = registry.pool(database, self.user)
+        self.stage = POOL
+        if pool.server_parameters is None and not database.is_admin:
+            failure = pool.last_failure
+            if failure is not None and pool.usable_servers == 0 and now < pool.retry_at:
+                session.fail(errors.cached_failure(failure), now)
+                return
+        if registry.settle(session, pool, user, now):
+            self.finish(now)
+
+    def finish(self, now: float) -> None:
+        """The parameters of the pool's servers are known: say welcome, and take up what the client sent meanwhile."""
+        session = self.session
+        pool = session.pool
+        if pool is None or pool.server_parameters is None:
+            raise errors.IllegalTransition("client login: welcome before the server's parameters are known")
+        context = session.context
+        answer = self._answer
+        if self.minor > context.newest_minor or self.unknown_options:
+            answer.insert(
+                0, backend.negotiate_protocol_version(PROTOCOL_3_0 | int(context.newest_minor), self.unknown_options)
+            )
+        answer.append(backend.AUTHENTICATION_OK)
+        tracked = context.tracked
+        base = tracked.from_reported(pool.server_parameters)
+        session.parameters = tracked.overlaid(base, self.parameters)
+        for name, value in pool.server_parameters.items():
+            at = tracked.index(name)
+            own = session.parameters.values[at] if at >= 0 else None
+            answer.append(backend.parameter_status(name, value if own is None else own))
+        answer.append(backend.backend_key_data(context.cancel_keys.issue(session)))
+        if context.login_notify_message and not pool.database.is_admin:
+            answer.append(backend.notice_response(Report(context.login_notify_message, "00000", "NOTICE")))
+        answer.append(backend.READY_IDLE)
+        session.login = None
+        early = self.early
+        session.write(b"".join(answer))
+        if pool.database.is_admin:
+            session.console = context.host.open_console(session, self.is_admin)
+        else:
+            pool.stats.client_login_count += 1
+        context.host.client_logged_in(session, now)
+        if early:
+            session.received(early, now)
+
+    def ended(self) -> None:
+        """The client has left before it was in."""
+        self.exchange = None
+        self.reader = None

@@ -1,0 +1,110 @@
+"""What all sessions of a process share, and what they ask of the world outside (`Host`).
+
+`Context` has plain attributes because HOT code reads them; `Host` is implemented by process/worker.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from mypy_extensions import i64
+
+from pgpool_proxy.auth.exchange import ClientExchange, ServerExchange
+from pgpool_proxy.errors import Report
+from pgpool_proxy.pool.cancel_keys import CancelKeys
+from pgpool_proxy.pool.registry import Database, Registry
+from pgpool_proxy.session.parameters import TrackedParameters
+from pgpool_proxy.session.prepared_statements import Statements
+from pgpool_proxy.wire.codes import MAX_PACKET_SIZE
+
+if TYPE_CHECKING:
+    from pgpool_proxy.session.client_login import ClientLogin
+    from pgpool_proxy.session.client_session import ClientSession
+    from pgpool_proxy.session.server_session import ServerSession
+
+
+class Admission:
+    """How a client that has sent its StartupMessage is to prove itself.
+
+    `refusal` is told only after a successful proof (an unknown database must not leak); `database` is None with it.
+    """
+
+    def __init__(self, exchange: ServerExchange, database: Database | None, refusal: Report | None) -> None:
+        self.exchange = exchange
+        self.database = database
+        self.refusal = refusal
+
+
+class Console(Protocol):
+    """What answers the clients of database `pgbouncer`."""
+
+    def received(self, data: bytes, now: float) -> None: ...
+
+    def cancel(self, now: float) -> None: ...
+
+    def closed(self) -> None: ...
+
+
+class Host(Protocol):
+    """The process around the sessions."""
+
+    def start_login(self, login: ClientLogin, now: float) -> None:
+        """A StartupMessage is complete: answer with `login.admitted` or `login.session.fail`, now or later."""
+        ...
+
+    def proved(self, login: ClientLogin) -> None:
+        """The client has proved who it is; `login.keys` are what a SCRAM proof leaves."""
+        ...
+
+    def derive(self, password: bytes, salt: bytes, iterations: int, done: Callable[[bytes, float], None]) -> None:
+        """PBKDF2-HMAC-SHA-256 off the loop; `done(salted_password, now)` is called on it, later or at once."""
+        ...
+
+    def start_tls(self, session: ClientSession) -> bool:
+        """The client asks for TLS. False: there is none; True: the answer 'S' and the handshake are taken care of."""
+        ...
+
+    def open_console(self, session: ClientSession, is_admin: bool) -> Console: ...
+
+    def cancel(self, session: ClientSession, key: bytes, now: float) -> None:
+        """A CancelRequest came; `session` is the connection that brought it."""
+        ...
+
+    def client_logged_in(self, session: ClientSession, now: float) -> None: ...
+
+    def client_closed(self, session: ClientSession, report: Report, now: float) -> None: ...
+
+    def notify(self, session: ClientSession, report: Report) -> None:
+        """A pooler error that the client was told of: for the log."""
+        ...
+
+    def server_exchange(self, session: ServerSession) -> ClientExchange:
+        """How to prove ourselves to the server of this session's pool."""
+        ...
+
+    def server_opened(self, session: ServerSession, now: float) -> None: ...
+
+    def server_closed(self, session: ServerSession, report: Report, now: float) -> None: ...
+
+    def retry_pause(self, session: ServerSession, report: Report) -> float:
+        """Seconds until the pool may open servers again after this failure."""
+        ...
+
+
+
+class Context:
+    """One per process."""
+
+    def __init__(self, host: Host, registry: Registry, cancel_keys: CancelKeys, tracked: TrackedParameters) -> None:
+        self.host: Host = host
+        self.registry: Registry = registry
+        self.cancel_keys: CancelKeys = cancel_keys
+        self.tracked: TrackedParameters = tracked
+        self.statements: Statements = Statements()
+        self.max_packet_size: i64 = MAX_PACKET_SIZE
+        self.disable_pqexec: bool = False
+        self.ignored_parameters: frozenset[str] = frozenset()
+        self.application_name_add_host: bool = False
+        self.newest_minor: i64 = 0  # protocol 3.x that is spoken with clients
+        self.login_notify_message: str = ""

@@ -1,0 +1,373 @@
+"""A client and a server joined: relays both ways, decides when the server is free again. pool_mode lives here. HOT.
+
+Theory of operation
+-------------------
+Each server has one `Link`, which is open while `client` is set. `take` joins; when the client's tracked parameters differ from
+the server's, they are set first and the client's bytes wait (`preparing`). `from_client` notes each request in `outstanding` and
+passes the chunk on as it is, except for messages about prepared statements, which `requests.rewrite` turns over. `from_server`
+settles each answer against the queue: forwards, swallows, or adds what is faked.
+
+The server is free when ReadyForQuery said 'I', nothing is outstanding, no COPY IN is under way and the server's stream stands
+between two messages (`ready`): then, in transaction and statement mode, the link ends at the end of the chunk. In session mode
+it ends with the client.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from mypy_extensions import i64
+
+from pgpool_proxy import errors
+from pgpool_proxy.pool.pool import SESSION, STATEMENT
+from pgpool_proxy.session import answers, requests
+from pgpool_proxy.session.outstanding import (
+    ACTION_MASK,
+    FAKE,
+    FORWARD,
+    KIND_MASK,
+    NOTHING,
+    SKIP,
+    Outstanding,
+)
+from pgpool_proxy.wire import frontend
+from pgpool_proxy.wire.backend import CLOSE_COMPLETE_MESSAGE, PARSE_COMPLETE_MESSAGE
+from pgpool_proxy.wire.codes import (
+    COMMAND_COMPLETE,
+    COPY_DATA,
+    COPY_DONE,
+    COPY_FAIL,
+    DATA_ROW,
+    EXECUTE,
+    FLUSH,
+    FUNCTION_CALL,
+    NOTICE_RESPONSE,
+    NOTIFICATION_RESPONSE,
+    PARAMETER_STATUS,
+    PARSE,
+    QUERY,
+    READY_FOR_QUERY,
+    ROW_DESCRIPTION,
+    STATUS_FAILED,
+    STATUS_IDLE,
+    STATUS_IN_TRANSACTION,
+    SYNC,
+    TERMINATE,
+)
+from pgpool_proxy.wire.framing import NO_BULK, Framer
+
+if TYPE_CHECKING:
+    from pgpool_proxy.session.client_session import ClientSession
+    from pgpool_proxy.session.server_session import ServerSession
+
+JOIN_LIMIT: Final = 65536  # parts of a chunk are joined into one write up to this size
+
+
+class Link:
+    """See the module's theory of operation."""
+
+    def __init__(self, server: ServerSession) -> None:
+        self.server: ServerSession = server
+        self.client: ClientSession | None = None
+        self.outstanding: Outstanding = Outstanding()
+        self.from_client_framer: Framer = Framer(COPY_DATA)
+        self.from_server_framer: Framer = Framer(DATA_ROW)
+        self.preparing: bool = False
+        self.ready: bool = True
+        self.copy_in: bool = False
+        self.rewrites: bool = False  # prepared statements of the protocol are shared (not in session mode)
+        self.keeps: bool = False  # the server stays with its client: session mode
+        self.status: i64 = STATUS_IDLE
+        self.query_start: float = 0.0
+        self.xact_start: float = 0.0
+        self.status_time: float = 0.0  # when the last ReadyForQuery came
+        self.mark: i64 = 0  # the chunk under way is passed on up to here
+        self.parts: list[bytes] = []  # what goes out instead of the bytes before `mark`
+
+    # --- joining and parting ------------------------------------------------------------------------------------------
+    def take(self, client: ClientSession, now: float) -> None:
+        """The pool has given our server to `client`."""
+        server = self.server
+        limits = server.pool.limits
+        self.client = client
+        client.link = self
+        self.keeps = limits.pool_mode == SESSION
+        self.rewrites = limits.pool_mode != SESSION and limits.max_prepared_statements > 0
+        self.from_client_framer.max_length = server.context.max_packet_size
+        if client.write_full:
+            server.block(now)
+        if server.write_full:
+            client.block_for_server()
+        if client.parameters is not server.parameters:
+            sql = server.context.tracked.difference(client.parameters, server.parameters)
+            if sql:
+                self.preparing = True
+                self.ready = False
+                self.from_server_framer.bulk = NO_BULK
+                self.outstanding.push(QUERY | SKIP)
+                server.write(frontend.query(sql))
+                return
+        client.go_on(self, now)
+
+    def prepared(self, now: float) -> None:
+        """The server has the client's parameters: now its own bytes."""
+        client = self.client
+        self.preparing = False
+        self.from_server_framer.bulk = DATA_ROW
+        if client is not None:
+            client.parameters = self.server.parameters
+            client.go_on(self, now)
+
+    def part(self) -> None:
+        """End the link; the server's state is the caller's affair."""
+        client = self.client
+        if client is None:
+            return
+        client.pending = self.from_client_framer.take_kept()
+        self.from_client_framer.reset()
+        client.link = None
+        self.client = None
+        client.unblock_for_server()
+        self.server.unblock()
+        self.query_start = 0.0
+        self.xact_start = 0.0
+        self.preparing = False
+        self.copy_in = False
+        self.parts.clear()
+
+    def client_gone(self, now: float) -> None:
+        """The client has left: the server is kept if it is clean, closed otherwise."""
+        server = self.server
+        clean = self.ready and self.outstanding.is_empty and self.from_server_framer.at_boundary
+        idle = self.outstanding.is_empty
+        if clean:
+            self.end(now)
+            return
+        self.part()
+        server.disconnect(errors.CLIENT_LEFT_EARLY if idle else errors.CLIENT_LEFT_IN_QUERY, now)
+
+    # --- client to server -----------------------------------------------------------------------------------------------
+    def from_client(self, data: bytes, now: float) -> None:
+        """A chunk of the linked client."""
+        client = self.client
+        if client is None:
+            return
+        if self.preparing:
+            client.put_aside(data)
+            return
+        server = self.server
+        stats = server.pool.stats
+        stats.bytes_received += len(data)
+        framer = self.from_client_framer
+        if not framer.feed(data):
+            return
+        outstanding = self.outstanding
+        self.mark = 0
+        leaving = False
+        while framer.next():
+            kind = framer.kind
+            if kind == QUERY:
+                if client.context.disable_pqexec:
+                    client.fail(errors.PQEXEC_DISALLOWED, now)
+                    return
+                if not outstanding.skipping:
+                    outstanding.push(QUERY)
+                client.unnamed = None
+                server.unnamed = None
+            elif kind == SYNC:
+                if not self.copy_in:
+                    outstanding.push(SYNC)
+                    outstanding.skipping = False
+            elif kind == EXECUTE:
+                if not outstanding.skipping:
+                    outstanding.push(EXECUTE)
+            elif requests.CONCERNS_STATEMENTS[kind]:
+                if not requests.note(self, client):
+                    break
+            elif kind == COPY_DONE or kind == COPY_FAIL:
+                if self.copy_in:
+                    self.copy_in = False
+                elif not outstanding.is_empty:
+                    outstanding.push(COPY_DONE)
+            elif kind == FUNCTION_CALL:
+                if not outstanding.skipping:
+                    outstanding.push(FUNCTION_CALL)
+            elif kind == TERMINATE:
+                framer.end = framer.start
+                leaving = True
+                break
+            elif kind != FLUSH:
+                client.fail(errors.UNKNOWN_PACKET.saying(f"unknown pkt: {_shown(kind)}"), now)
+                return
+        self._pass_on_to_server(framer)
+        if leaving:
+            client.leave(errors.CLIENT_CLOSE_REQUEST, now)
+        elif self.query_start == 0.0 and not outstanding.is_empty:
+            self.query_start = now
+            client.request_time = now
+            server.request_time = now
+            stats.query_count += 1
+            if self.xact_start == 0.0:
+                self.xact_start = now
+                stats.xact_count += 1
+        elif outstanding.is_empty and self.ready and not self.keeps and not framer.is_holding:
+            self.end(now)  # everything in the chunk was answered without the server
+
+    def _pass_on_to_server(self, framer: Framer) -> None:
+        """Write the chunk, as far as it is whole, with what was put in and left out."""
+        mark = self.mark
+        end = framer.end
+        if self.parts:
+            if end > mark:
+                self.parts.append(framer.data[mark:end])
+            self.ready = False
+            self._write_parts_to_server()
+        elif mark == 0 and end == framer.size:
+            if end:
+                self.ready = False
+                self.server.write(framer.data)
+        elif end > mark:
+            self.ready = False
+            self.server.write(framer.data[mark:end])
+
+    def _write_parts_to_server(self) -> None:
+        parts = self.parts
+        self.parts = []
+        size: i64 = 0
+        for part in parts:
+            size += len(part)
+        if size <= JOIN_LIMIT:
+            self.server.write(b"".join(parts))
+            return
+        for part in parts:
+            self.server.write(part)
+
+    # --- server to client -----------------------------------------------------------------------------------------------
+    def from_server(self, data: bytes, now: float) -> None:
+        """A chunk of the linked server. Raises `ProtocolViolation` when it says what no server says here."""
+        framer = self.from_server_framer
+        self.server.pool.stats.bytes_sent += len(data)
+        if not framer.feed(data):
+            return
+        outstanding = self.outstanding
+        self.mark = 0
+        prepared = False
+        while framer.next():
+            kind = framer.kind
+            head = outstanding.head()
+            if kind == READY_FOR_QUERY:
+                if not framer.hold():
+                    break
+                if self._ready_for_query(head, now):
+                    prepared = True
+            elif kind == NOTICE_RESPONSE or kind == NOTIFICATION_RESPONSE:
+                continue
+            elif kind == PARAMETER_STATUS:
+                if not framer.hold():
+                    break
+                self.server.parameter_status(framer.data[framer.start + 5 : framer.stop])
+                if head != NOTHING and head & ACTION_MASK == SKIP:
+                    self.leave_out(framer.start, framer.stop)
+            elif (head & KIND_MASK) == QUERY and (head & ACTION_MASK) == FORWARD and head != NOTHING:
+                if kind != ROW_DESCRIPTION and not answers.in_query(self, kind):
+                    break
+            elif head == NOTHING:
+                if not answers.unexpected(self, kind):
+                    break
+            elif not answers.in_pipeline(self, kind, head, now):
+                break
+        self._pass_on_to_client(framer)
+        if prepared:
+            self.prepared(now)
+        if self.ready and framer.at_boundary and not self.keeps and self.client is not None:
+            self.end(now)
+
+    def _ready_for_query(self, head: i64, now: float) -> bool:
+        """Settle a ReadyForQuery. True: it ended the setting of parameters."""
+        framer = self.from_server_framer
+        outstanding = self.outstanding
+        kind = head & KIND_MASK
+        if head == NOTHING or (kind != QUERY and kind != SYNC and kind != FUNCTION_CALL) or framer.stop - framer.start != 6:
+            raise errors.ProtocolViolation(errors.SERVER_PROTOCOL.with_detail("ReadyForQuery was not expected"))
+        status: i64 = framer.data[framer.start + 5]
+        if status != STATUS_IDLE and status != STATUS_IN_TRANSACTION and status != STATUS_FAILED:
+            raise errors.ProtocolViolation(errors.SERVER_PROTOCOL.with_detail("ReadyForQuery with an unknown status"))
+        self.status = status
+        outstanding.pop()
+        if head & ACTION_MASK == SKIP:
+            self.leave_out(framer.start, framer.stop)
+            return True
+        self.settle_fakes()
+        if outstanding.is_empty:
+            self._end_of_query(status, now)
+        return False
+
+    def _end_of_query(self, status: i64, now: float) -> None:
+        server = self.server
+        stats = server.pool.stats
+        self.status_time = now
+        if self.query_start > 0.0:
+            stats.query_time += i64((now - self.query_start) * 1_000_000)
+            self.query_start = 0.0
+        if status == STATUS_IDLE:
+            self.ready = not self.copy_in
+            if self.xact_start > 0.0:
+                stats.xact_time += i64((now - self.xact_start) * 1_000_000)
+                self.xact_start = 0.0
+        elif server.pool.limits.pool_mode == STATEMENT:
+            raise errors.ProtocolViolation(errors.NO_TRANSACTION_BLOCKS)
+
+    def settle_fakes(self) -> None:
+        """Answers that no server gives and whose turn has come go out after the message under way."""
+        outstanding = self.outstanding
+        framer = self.from_server_framer
+        outstanding.drop_copy_ends()
+        head = outstanding.head()
+        while head != NOTHING and head & ACTION_MASK == FAKE:
+            if framer.stop > self.mark:
+                self.parts.append(framer.data[self.mark : framer.stop])
+                self.mark = framer.stop
+            self.parts.append(PARSE_COMPLETE_MESSAGE if head & KIND_MASK == PARSE else CLOSE_COMPLETE_MESSAGE)
+            answers.drop_note(self, head)
+            outstanding.pop()
+            outstanding.drop_copy_ends()
+            head = outstanding.head()
+
+    def leave_out(self, start: i64, stop: i64) -> None:
+        """Bytes of the server's chunk that the client must not see."""
+        framer = self.from_server_framer
+        if start > self.mark:
+            self.parts.append(framer.data[self.mark : start])
+        self.mark = stop
+
+    def _pass_on_to_client(self, framer: Framer) -> None:
+        client = self.client
+        mark = self.mark
+        end = framer.end
+        if not self.parts:
+            if client is not None:
+                if mark == 0 and end == framer.size:
+                    client.write(framer.data)
+                elif end > mark:
+                    client.write(framer.data[mark:end])
+            return
+        if end > mark:
+            self.parts.append(framer.data[mark:end])
+        parts = self.parts
+        self.parts = []
+        if client is not None:
+            client.write(b"".join(parts))
+
+    def end(self, now: float) -> None:
+        """The server is clean: part, and back to the pool, which may give it to the next client at once."""
+        server = self.server
+        self.part()
+        limits = server.pool.limits
+        if limits.server_reset_query and (self.keeps or limits.server_reset_query_always):
+            server.reset(now)
+        else:
+            server.pool.release(server, now)
+
+
+def _shown(kind: i64) -> str:
+    return f"'{chr(int(kind))}' (0x{int(kind):02x})" if 0x20 < kind < 0x7F else f"0x{int(kind):02x}"

@@ -1,0 +1,170 @@
+"""Prepared statements that clients share: query text -> statement -> its name on the servers. HOT in `find` and `has`.
+
+Clients name their statements as they like; two clients that prepare the same text with the same parameter types mean the same
+`Statement`, which has one name on all servers (`PGPOOL_<n>`). Each server remembers which of them it has, the least recently
+used ones give way. A statement that no client and no server holds is forgotten.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mypy_extensions import i64
+
+PREFIX: Final = b"PGPOOL_"
+
+
+class Statement:
+    """One query text with its parameter types. `rest` is the body of its Parse after the name."""
+
+    def __init__(self, rest: bytes, number: i64) -> None:
+        self.rest = rest
+        self.number: i64 = number
+        self.name: bytes = PREFIX + b"%d" % int(number)
+        self.holders: i64 = 0
+
+    def __repr__(self) -> str:
+        return f"<Statement {self.name!r} holders={self.holders}>"
+
+
+class Statements:
+    """All statements of this process."""
+
+    def __init__(self) -> None:
+        self._by_rest: dict[bytes, Statement] = {}
+        self._by_number: dict[int, Statement] = {}
+        self._numbers: i64 = 0
+
+    def __len__(self) -> int:
+        return len(self._by_rest)
+
+    def find(self, rest: bytes) -> Statement:
+        """The statement of this text, made if it is new. The caller holds it from now on (`let_go`)."""
+        found = self._by_rest.get(rest)
+        if found is None:
+            self._numbers += 1
+            found = Statement(rest, self._numbers)
+            self._by_rest[rest] = found
+            self._by_number[int(found.number)] = found
+        found.holders += 1
+        return found
+
+    def numbered(self, number: i64) -> Statement | None:
+        return self._by_number.get(int(number))
+
+    def let_go(self, statement: Statement) -> None:
+        """One holder less; the last one takes the statement with it."""
+        statement.holders -= 1
+        if statement.holders <= 0:
+            if self._by_rest.get(statement.rest) is statement:
+                del self._by_rest[statement.rest]
+            self._by_number.pop(int(statement.number), None)
+
+    def rename(self, statement: Statement) -> None:
+        """The plans of this statement are stale everywhere: under its new name each server prepares it anew."""
+        self._by_number.pop(int(statement.number), None)
+        self._numbers += 1
+        statement.number = self._numbers
+        statement.name = PREFIX + b"%d" % int(self._numbers)
+        self._by_number[int(statement.number)] = statement
+
+
+class Prepared:
+    """A statement as one server has it: under the name that it had when it was prepared there."""
+
+    def __init__(self, statement: Statement, used: i64) -> None:
+        self.statement = statement
+        self.name: bytes = statement.name
+        self.number: i64 = statement.number
+        self.used: i64 = used
+
+
+class ServerStatements:
+    """What one server has prepared: at most `max_prepared_statements`, checked when one is added."""
+
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+        self._prepared: dict[int, Prepared] = {}
+        self._clock: i64 = 0
+
+    def __len__(self) -> int:
+        return len(self._prepared)
+
+    def has(self, statement: Statement) -> bool:
+        """Is it prepared under its present name? Counts as a use."""
+        found = self._prepared.get(int(statement.number))
+        if found is None:
+            return False
+        self._clock += 1
+        found.used = self._clock
+        return True
+
+    def add(self, statement: Statement) -> None:
+        self._clock += 1
+        statement.holders += 1
+        self._prepared[int(statement.number)] = Prepared(statement, self._clock)
+
+    def restore(self, prepared: Prepared) -> None:
+        """An eviction that did not happen: the server still has it."""
+        prepared.statement.holders += 1
+        self._prepared[int(prepared.number)] = prepared
+
+    def remove(self, number: i64) -> None:
+        found = self._prepared.pop(int(number), None)
+        if found is not None:
+            self._statements.let_go(found.statement)
+
+    def surplus(self, limit: i64) -> Prepared | None:
+        """The least recently used statement when there are more than `limit`; it is no longer counted as prepared."""
+        if len(self._prepared) <= limit:
+            return None
+        oldest: Prepared | None = None
+        for prepared in self._prepared.values():
+            if oldest is None or prepared.used < oldest.used:
+                oldest = prepared
+        if oldest is not None:
+            self.remove(oldest.number)
+        return oldest
+
+    def clear(self) -> None:
+        """The server has none left (DEALLOCATE ALL, DISCARD ALL), or is gone."""
+        prepared = list(self._prepared.values())
+        self._prepared.clear()
+        for one in prepared:
+            self._statements.let_go(one.statement)
+
+
+class ClientStatements:
+    """The statements that one client has prepared, by the client's own names."""
+
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+        self._by_name: dict[bytes, Statement] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def get(self, name: bytes) -> Statement | None:
+        return self._by_name.get(name)
+
+    def put(self, name: bytes, statement: Statement) -> None:
+        """`name` means `statement`, whose hold (`Statements.find`) goes over to this map."""
+        self._by_name[name] = statement
+
+    def put_back(self, name: bytes, statement: Statement) -> None:
+        """A Close that did not happen."""
+        if name not in self._by_name:
+            statement.holders += 1
+            self._by_name[name] = statement
+
+    def remove(self, name: bytes) -> Statement | None:
+        found = self._by_name.pop(name, None)
+        if found is not None:
+            self._statements.let_go(found)
+        return found
+
+    def clear(self) -> None:
+        held = list(self._by_name.values())
+        self._by_name.clear()
+        for statement in held:
+            self._statements.let_go(statement)

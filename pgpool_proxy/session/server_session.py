@@ -1,0 +1,252 @@
+"""A server: startup -> authentication -> idle / in use / reset / being cancelled -> closed. HOT in `received`.
+
+Until it has logged in, its bytes go to `login` (server_login.py); while it is linked, to the link. In between it should be
+silent: a ParameterStatus is taken, an error or a notice makes it unfit for the next client, anything else breaks the protocol.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mypy_extensions import i64
+
+from pgpool_proxy import errors
+from pgpool_proxy.errors import Report
+from pgpool_proxy.pool.handles import PoolServer
+from pgpool_proxy.pool.pool import Pool
+from pgpool_proxy.pool.states import SV_ACTIVE, SV_CLOSED, SV_LOGIN, SV_TESTED
+from pgpool_proxy.session.answers import EMPTIES_STATEMENTS
+from pgpool_proxy.session.context import Context
+from pgpool_proxy.session.link import Link
+from pgpool_proxy.session.parameters import Parameters
+from pgpool_proxy.session.prepared_statements import ServerStatements
+from pgpool_proxy.session.server_login import ServerLogin
+from pgpool_proxy.session.transport import Transport
+from pgpool_proxy.wire import backend, frontend
+from pgpool_proxy.wire.codes import (
+    COMMAND_COMPLETE,
+    COPY_IN_RESPONSE,
+    ERROR_RESPONSE,
+    HEADER_SIZE,
+    NOTICE_RESPONSE,
+    NOTIFICATION_RESPONSE,
+    PARAMETER_STATUS,
+    READY_FOR_QUERY,
+    STATUS_IDLE,
+)
+
+if TYPE_CHECKING:
+    from pgpool_proxy.session.cancel import CancelSession
+    from pgpool_proxy.session.client_session import ClientSession
+
+
+class ServerSession(PoolServer):
+    """See the module's docstring. `host` and `port` are where it connects to, `address` what the host name became."""
+
+    def __init__(self, context: Context, pool: Pool, host: str, port: int, now: float) -> None:
+        super().__init__(context.registry.next_number(), pool, now)
+        self.context: Context = context
+        self.host: str = host
+        self.port: int = port
+        self.address: str = ""
+        self.local_address: str = ""
+        self.local_port: int = 0
+        self.transport: Transport | None = None
+        self.tls: str = ""
+        self.generation: i64 = pool.generation
+        self.link: Link = Link(self)
+        self.login: ServerLogin | None = ServerLogin(self)
+        self.parameters: Parameters = context.tracked.nothing
+        self.statements: ServerStatements = ServerStatements(context.statements)
+        self.unnamed: bytes | None = None
+        self.last_words: Report | None = None  # a FATAL that the server has sent
+        self.cancel: CancelSession | None = None  # a CancelRequest for it that is under way
+        self.write_full: bool = False
+        self.blocked: bool = False
+        self.failed_login: bool = False
+        self._failure: Report = errors.RESET_FAILED  # what it means when the query of state tested fails
+
+    # --- what the connection says -----------------------------------------------------------------------------------
+    def connected(self, transport: Transport, now: float) -> None:
+        self.transport = transport
+        if self.login is not None:
+            self.login.begin(now)
+
+    def received(self, data: bytes, now: float) -> None:
+        """A chunk. Raises `ProtocolViolation` for bytes that no server sends."""
+        if self.state == SV_ACTIVE:
+            self.link.from_server(data, now)
+        elif self.login is not None:
+            self.login.received(data, now)
+        elif self.state != SV_CLOSED:
+            self._unlinked(data, now)
+
+    def connection_lost(self, now: float) -> None:
+        if self.state != SV_CLOSED:
+            words = self.last_words
+            self.gone(words if words is not None else errors.SERVER_TERMINATED, now)
+
+    def writing_paused(self) -> None:
+        self.write_full = True
+        client = self.link.client
+        if client is not None:
+            client.block_for_server()
+
+    def writing_resumed(self) -> None:
+        self.write_full = False
+        client = self.link.client
+        if client is not None:
+            client.unblock_for_server()
+
+    # --- between two clients --------------------------------------------------------------------------------------------
+    def reset(self, now: float) -> None:
+        """Run server_reset_query; then the server goes back to its pool."""
+        self._failure = errors.RESET_FAILED
+        self.client = None
+        self._test(self.pool.limits.server_reset_query)
+
+    def check(self, query: bytes, now: float) -> None:
+        """Told by the pool: run server_check_query."""
+        self._failure = errors.CHECK_FAILED
+        self._send_test(query)
+
+    def _test(self, query: bytes) -> None:
+        self.pool.move_server(self, SV_TESTED)
+        self._send_test(query)
+
+    def _send_test(self, query: bytes) -> None:
+        self.link.from_server_framer.reset()
+        self.write(frontend.query(query))
+
+    def _unlinked(self, data: bytes, now: float) -> None:
+        """Idle, used, tested or being cancelled."""
+        framer = self.link.from_server_framer
+        if not framer.feed(data):
+            return
+        while framer.next():
+            kind = framer.kind
+            if not framer.hold():
+                return
+            body = framer.data[framer.start + HEADER_SIZE : framer.stop]
+            if kind == PARAMETER_STATUS:
+                self.parameter_status(body)
+            elif kind == NOTIFICATION_RESPONSE:
+                continue  # LISTEN by a client that has gone: nobody is there to hear it
+            elif kind == ERROR_RESPONSE:
+                report = backend.error_report(body)
+                if report.severity in ("FATAL", "PANIC"):
+                    self.last_words = report
+                reason = self._failure if self.state == SV_TESTED else errors.IDLE_SERVER_DIRTY
+                self.disconnect(reason.with_detail(report.message), now)
+                return
+            elif self.state != SV_TESTED:
+                if kind != NOTICE_RESPONSE:
+                    raise errors.ProtocolViolation(errors.SERVER_PROTOCOL.with_detail("a message while it was idle"))
+                self.disconnect(errors.IDLE_SERVER_DIRTY, now)
+                return
+            elif kind == COMMAND_COMPLETE:
+                if body in EMPTIES_STATEMENTS:
+                    self.statements.clear()
+                    self.unnamed = None
+            elif kind == READY_FOR_QUERY:
+                if body[0] != STATUS_IDLE:
+                    self.disconnect(self._failure.with_detail("it left a transaction open"), now)
+                else:
+                    self.pool.checked(self, now)
+                return
+            elif kind == COPY_IN_RESPONSE:
+                self.disconnect(self._failure.with_detail("it wants copy data"), now)
+                return
+
+    def parameter_status(self, body: bytes) -> None:
+        """The server reports a parameter: the linked client follows it."""
+        pair = backend.parameter_status_pair(body)
+        if pair is None:
+            raise errors.ProtocolViolation(errors.SERVER_PROTOCOL.with_detail("broken ParameterStatus"))
+        tracked = self.context.tracked
+        at = tracked.index(pair[0])
+        if at >= 0:
+            link = self.link
+            self.parameters = tracked.replaced(self.parameters, at, pair[1])
+            client = link.client
+            if client is not None and not link.preparing:
+                client.parameters = tracked.replaced(client.parameters, at, pair[1])
+
+    # --- writing and back-pressure --------------------------------------------------------------------------------------
+    def write(self, data: bytes) -> None:
+        """Send; a connection that is already gone will say so itself."""
+        transport = self.transport
+        if transport is None:
+            return
+        try:
+            transport.write(data)
+        except RuntimeError:
+            self.write_full = False
+
+    def block(self, now: float) -> None:
+        """Stop reading: the client does not take what we have already."""
+        if not self.blocked and self.transport is not None:
+            self.blocked = True
+            self.transport.pause_reading()
+
+    def unblock(self) -> None:
+        if self.blocked and self.transport is not None:
+            self.blocked = False
+            if self.state != SV_CLOSED:
+                self.transport.resume_reading()
+
+    # --- ends -----------------------------------------------------------------------------------------------------------
+    def overdue(self, now: float) -> Report | None:
+        """Asked by the janitor of a linked server: which timeout has passed."""
+        limits = self.pool.limits
+        link = self.link
+        if limits.query_timeout > 0 and link.query_start > 0.0 and now - link.query_start >= limits.query_timeout:
+            return errors.QUERY_TIMEOUT
+        if link.xact_start > 0.0:
+            if limits.transaction_timeout > 0 and now - link.xact_start >= limits.transaction_timeout:
+                return errors.TRANSACTION_TIMEOUT
+            idle = link.query_start == 0.0
+            if idle and 0 < limits.idle_transaction_timeout <= now - link.status_time:
+                return errors.IDLE_TRANSACTION_TIMEOUT
+        return None
+
+    def disconnect(self, report: Report, now: float) -> None:
+        """Told by the pool or the janitor, or because the server broke the protocol: close, `report` is the reason."""
+        if self.state == SV_CLOSED:
+            return
+        transport = self.transport
+        if transport is not None and self.login is None and not self.write_full:
+            self.write(frontend.TERMINATE_MESSAGE)
+        self.gone(report, now)
+        if transport is not None:
+            transport.close()
+
+    def gone(self, report: Report, now: float) -> None:
+        """The connection is over: its client is told, its place in the pool is free. Once."""
+        if self.state == SV_CLOSED:
+            return
+        client: ClientSession | None = self.link.client
+        self.link.part()
+        self.link.outstanding.clear()
+        pool = self.pool
+        if self.state == SV_LOGIN and self.login is not None:
+            self.login.failed(report, now)
+        cancel = self.cancel
+        self.cancel = None
+        pool.server_gone(self, now)
+        self.statements.clear()
+        self.context.host.server_closed(self, report, now)
+        if client is not None:
+            if self.last_words is not None:
+                client.leave(report, now)  # it has read the server's own words
+            else:
+                client.fail(_to_client(report), now)
+        if cancel is not None:
+            cancel.target_gone(now)
+
+
+def _to_client(report: Report) -> Report:
+    """What the client of a lost server is told."""
+    if report is errors.SERVER_TERMINATED or report.severity == "LOG":
+        return errors.SERVER_CRASHED
+    return report
