@@ -33,10 +33,8 @@ STORED = {
 PROOF = base64.b64encode(bytes(32))
 
 # Pieces of real messages: put together at random they reach further into a parser than random bytes do.
-PIECES = st.sampled_from(
-    b"SCRAM-SHA-256 -PLUS n,, y,, p=tls-server-end-point,, n= , r= abc c=biws c= e=x s=AAEC i=4096 i= m= a= =".split()
-    + [b"\0", b"\0\0\0\x0b", b"p=" + PROOF, b"v=" + PROOF, b"\xff", b"999999999999", b"x" * 600]
-)
+WORDS = b"SCRAM-SHA-256 -PLUS n,, y,, p=tls-server-end-point,, n= , r= abc c=biws c= e=x s=AAEC i=4096 i= m= a= =".split()
+PIECES = st.sampled_from([*WORDS, b"\0", b"\0\0\0\x0b", b"p=" + PROOF, b"v=" + PROOF, b"\xff", b"999999999999", b"x" * 600])
 BROKEN = st.one_of(st.binary(max_size=80), st.lists(PIECES, max_size=14).map(b"".join))
 
 

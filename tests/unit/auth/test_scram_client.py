@@ -58,7 +58,7 @@ def test_plain_password_logs_in(doors, salted):
 
 @pytest.mark.parametrize("binding", [None, BINDING])
 def test_another_implementation_believes_us(doors, binding):
-    """scramp is the server. It wants a user name, which PostgreSQL's clients leave out: it is told one, and what we sent."""
+    """scramp is the server. It wants the user name that PostgreSQL clients leave out: it is told one."""
     exchange = doors.client("pässwörd", binding=binding, tls=binding is not None)
     mechanism = scramp.ScramMechanism("SCRAM-SHA-256" if binding is None else "SCRAM-SHA-256-PLUS")
     stored = mechanism.make_auth_info("pässwörd", iteration_count=4096, salt=SALT)
@@ -102,7 +102,7 @@ def test_md5_secret_is_the_wrong_type(doors):
     assert failure.value.report is WRONG_PASSWORD_TYPE
 
 
-# --- mechanisms --------------------------------------------------------------------------------------------------------
+# --- mechanisms ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_offer_without_a_known_mechanism_is_refused(doors, offer):
         doors.client("secret", tls=True).receive(10, offer)
 
 
-# --- a server that lies ------------------------------------------------------------------------------------------------
+# --- a server that lies -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

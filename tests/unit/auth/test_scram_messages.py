@@ -190,7 +190,16 @@ def test_malformed_initial_response_is_refused(payload):
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", b"\0", b"\0\0", b"SCRAM-SHA-256", b"SCRAM-SHA-256\0", b"a\0\0b\0\0", b"a\0" * 17 + b"\0", b"x" * 2000 + b"\0\0"],
+    [
+        b"",
+        b"\0",
+        b"\0\0",
+        b"SCRAM-SHA-256",
+        b"SCRAM-SHA-256\0",
+        b"a\0\0b\0\0",
+        b"a\0" * 17 + b"\0",
+        b"x" * 2000 + b"\0\0",
+    ],
 )
 def test_malformed_mechanism_list_is_refused(payload):
     with pytest.raises(AuthenticationFailed):

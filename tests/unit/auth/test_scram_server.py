@@ -125,7 +125,7 @@ def test_proof_of_another_exchange_is_refused(doors, scram_secret, salted):
 
 
 def test_unknown_user_sees_what_a_wrong_password_sees(doors):
-    """Same steps but for the derivation, same salt each time, same report; known users with plain passwords look alike."""
+    """Same steps but for the derivation, same salt each time, same report as a known user with a plain password."""
     seen = []
     for stored, known in ((None, False), (None, False), ("secret", True)):
         exchange = doors.server("scram-sha-256", stored, known=known)
@@ -158,7 +158,7 @@ def test_md5_hash_under_scram_fails_like_a_wrong_password(doors):
     assert failure.value.report is SASL_FAILED
 
 
-# --- channel binding ---------------------------------------------------------------------------------------------------
+# --- channel binding ----------------------------------------------------------------------------------------------
 
 
 def test_plus_is_offered_first_where_there_is_a_certificate(doors, scram_secret):
@@ -225,7 +225,7 @@ def test_mechanism_that_was_not_offered_or_does_not_fit_is_refused(doors, scram_
         exchange.receive(doors.initial(first, mechanism))
 
 
-# --- out of turn -------------------------------------------------------------------------------------------------------
+# --- out of turn --------------------------------------------------------------------------------------------------
 
 
 def test_message_before_the_offer_is_refused(doors, scram_secret):
