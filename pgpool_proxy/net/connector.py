@@ -148,7 +148,7 @@ class Connector:
 async def _connect(loop: asyncio.AbstractEventLoop, connection: object, host: str, port: int) -> asyncio.Transport:
     """A plain connection to a TCP or unix address. Raises OSError."""
     protocol = cast(Any, connection)  # native classes and asyncio.Protocol have the methods, not the base class
-    if host.startswith("/") or host.startswith("@"):
+    if host.startswith(("/", "@")):
         path = f"{host}/.s.PGSQL.{port}"
         if path.startswith("@"):
             path = "\0" + path[1:]

@@ -83,12 +83,9 @@ class Listener:
                 sock.bind("\0" + path[1:])
             else:
                 path = f"{directory}/{name}"
-                await _free_path(Path(path), settings.listen_port)
-                sock.bind(path)
-                self._files.append(Path(path))
-                if settings.unix_socket_group:
-                    os.chown(path, -1, _group_id(settings.unix_socket_group))
-                Path(path).chmod(settings.unix_socket_mode)
+                if _is_in_the_way(Path(path), settings.listen_port):
+                    await _remove_stale(Path(path))
+                self._bind_unix(sock, Path(path), settings)
         except OSError as error:
             sock.close()
             raise ConfigError(f"cannot listen on unix:{path}: {error.strerror}", key="unix_socket_dir") from error
@@ -100,6 +97,13 @@ class Listener:
         )
         self._unix.append(server)
         log.get_logger().info(f"listening on unix:{path}")
+
+    def _bind_unix(self, sock: socket.socket, path: Path, settings: Settings) -> None:
+        sock.bind(str(path))
+        self._files.append(path)
+        if settings.unix_socket_group:
+            os.chown(path, -1, _group_id(settings.unix_socket_group))
+        path.chmod(settings.unix_socket_mode)
 
     # --- told by the connections ----------------------------------------------------------------------------------------
     def accepted(self, connection: ClientConnection, transport: Transport, now: float) -> ClientSession:
@@ -212,20 +216,25 @@ def _group_id(name: str) -> int:
         raise ConfigError(f'there is no group "{name}"', key="unix_socket_group") from None
 
 
-async def _free_path(path: Path, port: int) -> None:
-    """Make way for our socket: a stale one is removed, a living one is respected. Raises ConfigError."""
+def _is_in_the_way(path: Path, port: int) -> bool:
+    """True when a socket file, living or stale, stands at `path`. Raises ConfigError for anything else there."""
     if path.with_name(path.name + ".lock").exists():
         raise ConfigError(f"unix port {port} is in use", key="unix_socket_dir")
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
-        return
+        return False
     if not stat.S_ISSOCK(mode):
         raise ConfigError(f"{path} is in the way, and it is no socket", key="unix_socket_dir")
+    return True
+
+
+async def _remove_stale(path: Path) -> None:
+    """A socket file that nobody answers at is removed; a living one is respected. Raises ConfigError."""
     try:
         _, writer = await asyncio.wait_for(asyncio.open_unix_connection(str(path)), 5)
     except (OSError, TimeoutError):
-        path.unlink(missing_ok=True)
+        os.unlink(path)
         return
     writer.close()
     raise ConfigError("unix socket is in use, cannot continue", key="unix_socket_dir")

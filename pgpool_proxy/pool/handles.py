@@ -79,7 +79,7 @@ class PoolServer(Member):
         raise NotImplementedError
 
     def overdue(self, now: float) -> Report | None:
-        """Asked by the janitor of a linked server: which of query_timeout, transaction_timeout, idle_transaction_timeout has passed."""
+        """Asked by the janitor of a linked server: which of the timeouts on queries and transactions has passed."""
         raise NotImplementedError
 
     def disconnect(self, report: Report, now: float) -> None:

@@ -216,18 +216,14 @@ class Registry:
         found: list[PoolServer] = []
         for pool in self.pools.values():
             for members in pool.servers:
-                for member in members.members():
-                    found.append(cast(PoolServer, member))
+                found.extend([cast(PoolServer, member) for member in members.members()])
         return found
 
     def all_clients(self) -> list[PoolClient]:
-        found: list[PoolClient] = []
-        for member in self.login_clients.members():
-            found.append(cast(PoolClient, member))
+        found = [cast(PoolClient, member) for member in self.login_clients.members()]
         for pool in self.pools.values():
             for members in pool.clients:
-                for member in members.members():
-                    found.append(cast(PoolClient, member))
+                found.extend([cast(PoolClient, member) for member in members.members()])
         return found
 
 

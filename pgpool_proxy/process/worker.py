@@ -14,7 +14,7 @@ from pgpool_proxy import errors, log
 from pgpool_proxy.admin.console import CONSOLE_PARAMETERS
 from pgpool_proxy.auth.exchange import Secret
 from pgpool_proxy.auth.userlist import parse_userlist
-from pgpool_proxy.errors import ConfigError, Report
+from pgpool_proxy.errors import Report
 from pgpool_proxy.net.connector import Connector
 from pgpool_proxy.net.listener import Listener
 from pgpool_proxy.net.tasks import Tasks
@@ -237,6 +237,7 @@ class Worker:
                 f"(age= {int(now - pool.last_used)}s)"
             )
             self.registry.drop_pool(pool)
+            self.context.forget_pool(pool)
 
     # --- shutting down ------------------------------------------------------------------------------------------------
     def shutdown(self, mode: str) -> None:

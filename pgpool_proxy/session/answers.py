@@ -15,7 +15,6 @@ from pgpool_proxy.session.outstanding import (
     ACTION_MASK,
     CLOSE_FAKED,
     CLOSE_INJECTED,
-    FAKE,
     KIND_MASK,
     NOTED,
     NOTHING,
@@ -101,12 +100,12 @@ def in_pipeline(link: Link, kind: i64, head: i64, now: float) -> bool:
         link.leave_out(framer.start, framer.stop)  # our own SET: anything but ReadyForQuery
         return True
     if (
-        kind == PARSE_COMPLETE
-        and request == PARSE
-        or kind == BIND_COMPLETE
-        and request == BIND
-        or kind == CLOSE_COMPLETE
-        and request == CLOSE
+        (kind == PARSE_COMPLETE
+        and request == PARSE)
+        or (kind == BIND_COMPLETE
+        and request == BIND)
+        or (kind == CLOSE_COMPLETE
+        and request == CLOSE)
     ):
         if head & ACTION_MASK == SKIP:
             if not framer.hold():
@@ -169,14 +168,20 @@ def _command_complete(link: Link) -> bool:
         return False
     start = framer.start + HEADER_SIZE
     if framer.stop - start > 2 and framer.data[start] == FIRST_OF_EMPTIES:
-        if framer.data[start:framer.stop] in EMPTIES_STATEMENTS:
-            link.server.statements.clear()
-            link.server.unnamed = UNKNOWN
-            client = link.client
-            if client is not None and client.statements is not None:
-                client.statements.clear()
-                client.unnamed = None
+        _tag(link, framer.data[start : framer.stop])
     return True
+
+
+def _tag(link: Link, tag: bytes) -> None:
+    """A tag that begins like those which empty the server of its prepared statements."""
+    if tag not in EMPTIES_STATEMENTS:
+        return
+    link.server.statements.clear()
+    link.server.unnamed = UNKNOWN
+    client = link.client
+    if client is not None and client.statements is not None:
+        client.statements.clear()
+        client.unnamed = None
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------------

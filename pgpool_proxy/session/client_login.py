@@ -17,6 +17,7 @@ Bytes that come early are kept, up to a bound; they are never taken for anything
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from mypy_extensions import i64
@@ -102,7 +103,7 @@ class ClientLogin:
     def _encryption(self, is_ssl: bool, rest: bytes, now: float) -> None:
         if rest:  # bytes that were sent in clear before the answer are never taken for encrypted ones (CVE-2021-3935)
             raise errors.ProtocolViolation(errors.UNENCRYPTED_BYTES)
-        if self.asked_ssl and is_ssl or self.asked_gss and not is_ssl or self.session.tls:
+        if (self.asked_ssl and is_ssl) or (self.asked_gss and not is_ssl) or self.session.tls:
             raise errors.ProtocolViolation(errors.UNEXPECTED_PACKET)
         if is_ssl:
             self.asked_ssl = True
@@ -211,7 +212,7 @@ class ClientLogin:
         exchange = self.exchange
         if self.session.login is not self or exchange is None:
             return  # the client has left meanwhile
-        self._step(lambda: exchange.derived(salted_password), now)
+        self._step(partial(exchange.derived, salted_password), now)
 
     def _proof(self, data: bytes, now: float) -> None:
         reader = self.reader
@@ -222,9 +223,8 @@ class ClientLogin:
         while self.stage == PROOF and reader.next():
             if reader.kind != PASSWORD:
                 raise errors.ProtocolViolation(errors.UNEXPECTED_PACKET)
-            body = reader.body
             self.stage = HOST
-            self._step(lambda: exchange.receive(body), now)
+            self._step(partial(exchange.receive, reader.body), now)
         if self.session.login is self and self.stage != PROOF:
             self.early = reader.rest() + self.early
 
@@ -265,13 +265,9 @@ class ClientLogin:
                 0, backend.negotiate_protocol_version(PROTOCOL_3_0 | int(context.newest_minor), self.unknown_options)
             )
         answer.append(backend.AUTHENTICATION_OK)
-        tracked = context.tracked
-        base = tracked.from_reported(pool.server_parameters)
-        session.parameters = tracked.overlaid(base, self.parameters)
-        for name, value in pool.server_parameters.items():
-            at = tracked.index(name)
-            own = session.parameters.values[at] if at >= 0 else None
-            answer.append(backend.parameter_status(name, value if own is None else own))
+        welcome = context.welcome_of(pool, pool.server_parameters)
+        session.parameters = welcome.parameters_of(self.parameters)
+        answer.append(welcome.statuses_of(session.parameters))
         answer.append(backend.backend_key_data(context.cancel_keys.issue(session)))
         if context.login_notify_message and not pool.database.is_admin:
             answer.append(backend.notice_response(Report(context.login_notify_message, "00000", "NOTICE")))

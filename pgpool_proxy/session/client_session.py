@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-Until it has logged in, its bytes go to `login` (client_login.py). Logged in and without a server, the first bytes of a request
-make it ask the pool for one; what arrives until it has one is kept in `pending`, and reading stops only when that is a lot, so
-that a waiting client which leaves is noticed. With a server, everything goes to the link. Clients of database `pgbouncer` have a
-console instead of servers.
+Until it has logged in, its bytes go to `login` (client_login.py). Logged in and without a server, the first bytes of a
+request make it ask the pool for one; what arrives until it has one is kept in `pending`, and reading stops only when that is
+a lot, so that a waiting client which leaves is noticed. With a server, everything goes to the link. Clients of database
+`pgbouncer` have a console instead of servers.
 
 Reading from the client stops while `blocked` has a bit: each reason has its own, so that no two of them must agree.
 """

@@ -6,22 +6,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from mypy_extensions import i64
 
 from pgpool_proxy.auth.exchange import ClientExchange, ServerExchange
 from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.cancel_keys import CancelKeys
+from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.pool.registry import Database, Registry
-from pgpool_proxy.session.parameters import TrackedParameters
+from pgpool_proxy.session.parameters import Parameters, TrackedParameters
 from pgpool_proxy.session.prepared_statements import Statements
+from pgpool_proxy.wire import backend
 from pgpool_proxy.wire.codes import MAX_PACKET_SIZE
 
 if TYPE_CHECKING:
     from pgpool_proxy.session.client_login import ClientLogin
     from pgpool_proxy.session.client_session import ClientSession
     from pgpool_proxy.session.server_session import ServerSession
+
+MAX_WELCOMES: Final = 1000  # sets of values (application names, mostly) whose messages are kept for one pool
 
 
 class Admission:
@@ -93,6 +97,34 @@ class Host(Protocol):
 
 
 
+class Welcome:
+    """The ParameterStatus messages that a login to one pool is answered with, made once for each set of values."""
+
+    def __init__(self, tracked: TrackedParameters, reported: dict[bytes, bytes]) -> None:
+        self.reported = reported
+        self._tracked: TrackedParameters = tracked
+        self._base: Parameters = tracked.from_reported(reported)
+        self._statuses: dict[Parameters, bytes] = {}
+
+    def parameters_of(self, own: dict[bytes, bytes]) -> Parameters:
+        """The tracked values of a client that asks for `own`."""
+        return self._tracked.overlaid(self._base, own) if own else self._base
+
+    def statuses_of(self, parameters: Parameters) -> bytes:
+        found = self._statuses.get(parameters)
+        if found is None:
+            parts: list[bytes] = []
+            for name, value in self.reported.items():
+                at = self._tracked.index(name)
+                own = parameters.values[at] if at >= 0 else None
+                parts.append(backend.parameter_status(name, value if own is None else own))
+            found = b"".join(parts)
+            if len(self._statuses) >= MAX_WELCOMES:
+                self._statuses.clear()
+            self._statuses[parameters] = found
+        return found
+
+
 class Context:
     """One per process."""
 
@@ -108,3 +140,15 @@ class Context:
         self.application_name_add_host: bool = False
         self.newest_minor: i64 = 0  # protocol 3.x that is spoken with clients
         self.login_notify_message: str = ""
+        self._welcomes: dict[Pool, Welcome] = {}
+
+    def welcome_of(self, pool: Pool, reported: dict[bytes, bytes]) -> Welcome:
+        """What logins to `pool` are told; made anew when its servers report something else."""
+        found = self._welcomes.get(pool)
+        if found is None or found.reported is not reported:
+            found = Welcome(self.tracked, reported)
+            self._welcomes[pool] = found
+        return found
+
+    def forget_pool(self, pool: Pool) -> None:
+        self._welcomes.pop(pool, None)

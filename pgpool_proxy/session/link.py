@@ -3,8 +3,8 @@
 Theory of operation
 -------------------
 Each server has one `Link`, which is open while `client` is set. `take` joins; when the client's tracked parameters differ from
-the server's, they are set first and the client's bytes wait (`preparing`). `from_client` notes each request in `outstanding` and
-passes the chunk on as it is, except for messages about prepared statements, which `requests.rewrite` turns over. `from_server`
+the server's, they are set first and the client's bytes wait (`preparing`). `from_client` notes each request in `outstanding`
+and passes the chunk on as it is, except for messages about prepared statements, which `requests.note` turns over. `from_server`
 settles each answer against the queue: forwards, swallows, or adds what is faked.
 
 The server is free when ReadyForQuery said 'I', nothing is outstanding, no COPY IN is under way and the server's stream stands
@@ -33,7 +33,6 @@ from pgpool_proxy.session.outstanding import (
 from pgpool_proxy.wire import frontend
 from pgpool_proxy.wire.backend import CLOSE_COMPLETE_MESSAGE, PARSE_COMPLETE_MESSAGE
 from pgpool_proxy.wire.codes import (
-    COMMAND_COMPLETE,
     COPY_DATA,
     COPY_DONE,
     COPY_FAIL,

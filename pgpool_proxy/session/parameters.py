@@ -126,7 +126,7 @@ def parse_options(options: bytes) -> list[tuple[bytes, bytes]] | None:
                 return None
             setting = words[at]
             at += 1
-        elif word.startswith(b"-c") or word.startswith(b"--"):
+        elif word.startswith((b"-c", b"--")):
             setting = word[2:]
         else:
             return None

@@ -162,7 +162,7 @@ def _parse_unnamed(link: Link, client: ClientSession) -> bool:
 def _bind(link: Link, client: ClientSession) -> bool:
     framer = link.from_client_framer
     start = framer.start
-    stop = framer.stop if framer.stop < framer.size else framer.size
+    stop = min(framer.size, framer.stop)
     portal_end = nul_at(framer.data, start + HEADER_SIZE, stop)
     name_end = nul_at(framer.data, portal_end + 1, stop) if portal_end >= 0 else -1
     if name_end < 0:
