@@ -48,7 +48,7 @@ def version_text() -> str:
     build = "compiled" if is_compiled() else "plain Python"
     return (
         f"pgpool_proxy {package_version()}\n"
-        f"build: {build}\nPython {platform.python_version()}\nuvloop {version("uvloop")}"
+        f"build: {build}\nPython {platform.python_version()}\nuvloop {version('uvloop')}"
     )
 
 
@@ -133,7 +133,7 @@ async def _serve(config: Config, overrides: dict[str, str]) -> int:
     def ready() -> None:
         build = "compiled" if is_compiled() else "plain Python"
         log.get_logger().info(
-            f"process up: pgpool_proxy {package_version()} ({build}), uvloop {version("uvloop")}, "
+            f"process up: pgpool_proxy {package_version()} ({build}), uvloop {version('uvloop')}, "
             f"Python {platform.python_version()}"
         )
         gc.collect()

@@ -108,9 +108,13 @@ class Listener:
     # --- told by the connections ----------------------------------------------------------------------------------------
     def accepted(self, connection: ClientConnection, transport: Transport, now: float) -> ClientSession:
         """A connection was accepted: make its session."""
-        address, port, uid = _peer(cast(asyncio.Transport, transport), self._port)
-        session = ClientSession(self._context, transport, address, port, uid >= 0, now)
-        session.peer_uid = uid
+        name = cast(asyncio.Transport, transport).get_extra_info("peername")
+        if isinstance(name, tuple):
+            session = ClientSession(self._context, transport, intern(name[0]), name[1], False, now)
+        else:
+            pid, uid = _unix_peer(cast(asyncio.Transport, transport))
+            session = ClientSession(self._context, transport, f"unix({pid})", self._port, True, now)
+            session.peer_uid = uid
         self._context.registry.arrive(session)
         return session
 
@@ -190,21 +194,18 @@ def tune(sock: socket.socket, settings: Settings) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, settings.tcp_user_timeout)
 
 
-def _peer(transport: asyncio.Transport, listen_port: int) -> tuple[str, int, int]:
-    """(address, port, uid) of the peer: `unix(PID)`, our own port and its uid on a unix socket; uid -1 by TCP."""
+def _unix_peer(transport: asyncio.Transport) -> tuple[int, int]:
+    """(pid, uid) of the process at the other end of a unix socket; (0, -1) when it is gone already."""
     pseudo = transport.get_extra_info("socket")
-    family = pseudo.family
-    sock = socket.socket(family, socket.SOCK_STREAM, 0, fileno=pseudo.fileno())
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=pseudo.fileno())
     try:
-        if family == socket.AF_UNIX:
-            pid, uid, _ = PEER_CREDENTIALS.unpack(
-                sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER_CREDENTIALS.size)
-            )
-            return f"unix({pid})", listen_port, uid
-        name = sock.getpeername()
-        return intern(name[0]), name[1], -1
-    except OSError:  # gone already
-        return "unknown", 0, -1
+        pid, uid, _ = PEER_CREDENTIALS.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER_CREDENTIALS.size)
+        )
+    except OSError:
+        return 0, -1
+    else:
+        return pid, uid
     finally:
         sock.detach()
 
@@ -234,7 +235,7 @@ async def _remove_stale(path: Path) -> None:
     try:
         _, writer = await asyncio.wait_for(asyncio.open_unix_connection(str(path)), 5)
     except (OSError, TimeoutError):
-        os.unlink(path)
+        path.unlink(missing_ok=True)  # noqa: ASYNC240 - one call at start
         return
     writer.close()
     raise ConfigError("unix socket is in use, cannot continue", key="unix_socket_dir")

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from mypy_extensions import i64
+
 from pgpool_proxy.pool.handles import PoolClient
 
 KEY_SIZE: Final = 8
 FIRST_TTL: Final = 3
+STOCK: Final = 128
 
 
 class CancelKeys:
@@ -22,12 +25,14 @@ class CancelKeys:
     def __init__(self, random_bytes: Callable[[int], bytes], peer_id: int = 0) -> None:
         self.peer_id = peer_id
         self._random_bytes = random_bytes
+        self._stock: bytes = b""  # random bytes drawn ahead: a system call for each login would be felt
+        self._drawn: i64 = 0
         self._clients: dict[bytes, PoolClient] = {}
 
     def issue(self, client: PoolClient) -> bytes:
         """A fresh key for `client`, which stays valid until `revoke`."""
         while True:
-            key = bytearray(self._random_bytes(KEY_SIZE))
+            key = bytearray(self._draw())
             key[0] &= 0x7F
             if self.peer_id:
                 key[1] = self.peer_id & 0xFF
@@ -38,6 +43,14 @@ class CancelKeys:
         client.cancel_key = bytes(key)
         self._clients[client.cancel_key] = client
         return client.cancel_key
+
+    def _draw(self) -> bytes:
+        if self._drawn >= len(self._stock):
+            self._stock = self._random_bytes(KEY_SIZE * STOCK)
+            self._drawn = 0
+        drawn = self._stock[self._drawn : self._drawn + KEY_SIZE]
+        self._drawn += KEY_SIZE
+        return drawn
 
     def revoke(self, client: PoolClient) -> None:
         if client.cancel_key:
