@@ -157,6 +157,11 @@ class Framer:
         """True when no message is under way and nothing is put aside."""
         return self.remaining == 0 and self._kept_size == 0
 
+    @property
+    def is_holding(self) -> bool:
+        """True while a message is put aside, not just a cut header."""
+        return self._kept_size >= HEADER_SIZE
+
     def take_kept(self) -> bytes:
         """What was put aside, which from now on is the caller's."""
         if not self._kept_size:
