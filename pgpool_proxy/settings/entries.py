@@ -12,7 +12,7 @@ from typing import Final
 
 from pgpool_proxy.settings.ini import Entry, pairs
 from pgpool_proxy.settings.keys import INT_MAX, Key, Seconds, Text, Value, Whole, Word
-from pgpool_proxy.settings.model import POOL_MODES, unknown
+from pgpool_proxy.settings.model import POOL_MODES, SSL_MODES, unknown
 
 NAME_MAX: Final = 63
 """PostgreSQL's NAMEDATALEN less its terminator."""
@@ -53,6 +53,10 @@ DATABASE_KEYS: Final[dict[str, Key]] = {
     "datestyle": Text("sent to the server at login", required=True),
     "timezone": Text("sent to the server at login", required=True),
     "application_name": Text("sent to the server at login", required=True),
+    "sslmode": Word("TLS with the servers of this database; default: server_tls_sslmode", words=SSL_MODES),
+    "sslrootcert": Text("root certificates for this database; default: server_tls_ca_file", required=True),
+    "sslcert": Text("certificate shown to the servers of this database; default: server_tls_cert_file", required=True),
+    "sslkey": Text("private key of sslcert; default: server_tls_key_file", required=True),
 }  # fmt: skip
 USER_KEYS: Final[dict[str, Key]] = {
     "pool_size": _count("server connections of every pool of this user"),
@@ -101,6 +105,10 @@ class DatabaseEntry:
     datestyle: str | None = None
     timezone: str | None = None
     application_name: str | None = None
+    sslmode: str | None = None
+    sslrootcert: str | None = None
+    sslcert: str | None = None
+    sslkey: str | None = None
     file: str = field(default="", compare=False, repr=False)
     line: int = field(default=0, compare=False, repr=False)
 

@@ -24,12 +24,14 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from pgpool_proxy.auth.exchange import parse_require_auth
 from pgpool_proxy.errors import ConfigError
 from pgpool_proxy.settings.keys import Flag, Key, Seconds, Text, Value, Whole, Word
 
 PoolMode: TypeAlias = Literal["session", "transaction", "statement"]
 AuthType: TypeAlias = Literal["any", "trust", "plain", "md5", "cert", "hba", "ldap", "pam", "scram-sha-256"]
 SslMode: TypeAlias = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+TlsNegotiation: TypeAlias = Literal["postgres", "direct"]
 LogFormat: TypeAlias = Literal["text", "json"]
 Facility: TypeAlias = Literal[
     "auth", "authpriv", "cron", "daemon", "ftp", "kern", "local0", "local1", "local2", "local3", "local4", "local5",
@@ -39,6 +41,7 @@ Facility: TypeAlias = Literal[
 POOL_MODES: Final[tuple[str, ...]] = get_args(PoolMode)
 AUTH_TYPES: Final[tuple[str, ...]] = get_args(AuthType)
 SSL_MODES: Final[tuple[str, ...]] = get_args(SslMode)
+TLS_NEGOTIATIONS: Final[tuple[str, ...]] = get_args(TlsNegotiation)
 FACILITIES: Final[tuple[str, ...]] = get_args(Facility)
 
 ENVIRONMENT_PREFIX: Final = "PGPOOL_PROXY_"
@@ -69,11 +72,14 @@ class Settings(BaseSettings):
     admin_users: Annotated[str, Text("users that may run every console command, a comma list")] = ""
     application_name_add_host: Annotated[bool, Flag("append the client's address and port to application_name at login")] = False
     auth_dbname: Annotated[str | None, Text("database entry to run auth_query in; not pgbouncer", unset=True)] = None
+    auth_failure_ban: Annotated[float, Seconds("refuse an address for that long after 10 failed logins in a row; 0 = never", own=True)] = 0.0
+    auth_failure_delay: Annotated[float, Seconds("tell a client that much later that its login failed; 0 = at once", own=True)] = 0.0
     auth_file: Annotated[str | None, Text("file with the users and their passwords or secrets", unset=True)] = None
     auth_hba_file: Annotated[str, Text("HBA file, read when auth_type is hba")] = ""
     auth_ident_file: Annotated[str | None, Text("user name maps, read when auth_type is hba", unset=True)] = None
     auth_ldap_options: Annotated[str | None, Text("options for auth_type ldap", unset=True, secret=True)] = None
     auth_query: Annotated[str, Text("query for the secret of a user who is not in auth_file: one argument, two columns")] = AUTH_QUERY
+    auth_query_cache_ttl: Annotated[float, Seconds("how long an answer of auth_query is kept; 0 = asked at every login", own=True)] = 0.0
     auth_type: Annotated[AuthType, Word("how clients prove who they are", words=AUTH_TYPES)] = "md5"
     auth_user: Annotated[str | None, Text("user that runs auth_query", unset=True)] = None
     autodb_idle_timeout: Annotated[float, Seconds("forget a database made from * when it was idle that long")] = 3600.0
@@ -84,7 +90,7 @@ class Settings(BaseSettings):
     client_tls_ca_file: Annotated[str, Text("root certificates that client certificates are checked against")] = ""
     client_tls_cert_file: Annotated[str, Text("certificate shown to clients")] = ""
     client_tls_ciphers: Annotated[str, Text("TLS 1.2 ciphers for clients, OpenSSL syntax; default, secure, fast, normal, all")] = "default"
-    client_tls_dheparams: Annotated[str, Text("DHE parameters for clients: none, auto, legacy")] = "auto"
+    client_tls_dheparams: Annotated[str, Text("DHE parameters for clients: none, auto, legacy", effect=False)] = "auto"
     client_tls_ecdhcurve: Annotated[str, Text("ECDH curve for clients: none, auto or a curve's name")] = "auto"
     client_tls_key_file: Annotated[str, Text("private key of client_tls_cert_file")] = ""
     client_tls_protocols: Annotated[str, Text("TLS versions for clients: a list of tlsv1.0 to tlsv1.3, all, secure")] = "secure"
@@ -136,6 +142,7 @@ class Settings(BaseSettings):
     server_idle_timeout: Annotated[float, Seconds("close a server that was idle that long; 0 = never")] = 600.0
     server_lifetime: Annotated[float, Seconds("close a released server that is older; 0 = use every server once")] = 3600.0
     server_login_retry: Annotated[float, Seconds("pause after a failed connect or login to a server")] = 15.0
+    server_require_auth: Annotated[str, Text("what a server may ask for: a list of password, md5, scram-sha-256, none, or of them with !; empty = all", own=True)] = ""
     server_reset_query: Annotated[str, Text("query sent when a session pool releases a server; empty = none")] = "DISCARD ALL"
     server_reset_query_always: Annotated[bool, Flag("send server_reset_query in every pool mode")] = False
     server_round_robin: Annotated[bool, Flag("use the server that was idle longest first, not last")] = False
@@ -144,6 +151,7 @@ class Settings(BaseSettings):
     server_tls_cert_file: Annotated[str, Text("certificate shown to servers")] = ""
     server_tls_ciphers: Annotated[str, Text("TLS 1.2 ciphers for servers, OpenSSL syntax; default, secure, fast, normal, all")] = "default"
     server_tls_key_file: Annotated[str, Text("private key of server_tls_cert_file")] = ""
+    server_tls_negotiation: Annotated[TlsNegotiation, Word("how TLS with servers begins: postgres = SSLRequest, direct = at once, with ALPN", words=TLS_NEGOTIATIONS, own=True)] = "postgres"
     server_tls_protocols: Annotated[str, Text("TLS versions for servers: a list of tlsv1.0 to tlsv1.3, all, secure")] = "secure"
     server_tls_sslmode: Annotated[SslMode, Word("TLS with servers", words=SSL_MODES)] = "prefer"
     so_reuseport: Annotated[bool, Flag("let several processes listen on the same port", changeable=False)] = False
@@ -233,6 +241,11 @@ def parse_setting(name: str, text: str) -> Value:
     value = key.parse(text)
     if name == "auth_dbname" and value == "pgbouncer":
         raise ValueError("expected a database entry; pgbouncer is reserved for the console")
+    if name == "server_require_auth" and isinstance(value, str):
+        try:
+            parse_require_auth(value)
+        except ConfigError as exc:
+            raise ValueError(exc.problem) from None
     return value
 
 
