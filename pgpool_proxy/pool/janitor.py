@@ -120,8 +120,6 @@ class Janitor:
                 client = cast(PoolClient, member)
                 if client.server is None and now - client.request_time >= limits.client_idle_timeout:
                     orders.append(Order(CLOSE_CLIENT, errors.CLIENT_IDLE_TIMEOUT, client))
-        if limits.query_timeout <= 0 and limits.transaction_timeout <= 0 and limits.idle_transaction_timeout <= 0:
-            return
         for member in pool.servers[SV_ACTIVE].members():
             server = cast(PoolServer, member)
             report = server.overdue(now)

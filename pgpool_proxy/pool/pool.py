@@ -381,7 +381,7 @@ class Pool:
         waiters = self.waiting.count
         if self.waiting_login.count and self.server_parameters is None and waiters == 0:
             waiters = 1
-        wanted = waiters if waiters < MAX_OPENING else MAX_OPENING
+        wanted = min(MAX_OPENING, waiters)
         servers = self.server_count
         if servers < self.limits.min_pool_size and (self.user.is_forced or self.has_clients):
             missing = self.limits.min_pool_size - servers + self.opening.count

@@ -165,9 +165,15 @@ class WorkerHost:
         elif client.link is None or not client.link.server.cancel_key:
             session.leave(errors.CANCEL_NOT_NEEDED, now)
         else:
-            self._cancel_server(session, client.link.server, now)
+            self._cancel_for(session, client.link.server, now)
 
-    def _cancel_server(self, session: ClientSession, server: ServerSession, now: float) -> None:
+    def cancel_server(self, server: ServerSession, now: float) -> None:
+        """On our own account: for a timeout, or because the client has left."""
+        if server.cancel is None:
+            self._worker.connector.send_cancel(CancelSession(self._worker.context, server, now))
+
+    def _cancel_for(self, session: ClientSession, server: ServerSession, now: float) -> None:
+        """On behalf of a client: its connection stays open until the server has closed ours."""
         under_way = server.cancel
         if under_way is None:
             under_way = CancelSession(self._worker.context, server, now)

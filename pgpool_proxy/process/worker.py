@@ -126,6 +126,7 @@ class Worker:
         context.disable_pqexec = settings.disable_pqexec
         context.ignored_parameters = frozenset(_names(settings.ignore_startup_parameters))
         context.application_name_add_host = settings.application_name_add_host
+        context.cancel_on_disconnect = settings.cancel_on_disconnect
         context.login_notify_message = settings.login_notify_message
         self.registry.max_client_conn = settings.max_client_conn
         self.janitor.client_login_timeout = settings.client_login_timeout

@@ -56,6 +56,7 @@ from pgpool_proxy.wire.codes import (
     PORTAL_SUSPENDED,
     QUERY,
     ROW_DESCRIPTION,
+    STATUS_IN_TRANSACTION,
     SYNC,
 )
 
@@ -63,7 +64,20 @@ if TYPE_CHECKING:
     from pgpool_proxy.session.link import Link
 
 EMPTIES_STATEMENTS: Final = (b"DEALLOCATE ALL\0", b"DISCARD ALL\0")
-FIRST_OF_EMPTIES: Final = 0x44  # 'D'
+DISCARD_ALL_TAG: Final = b"DISCARD ALL\0"
+RESET_TAG: Final = b"RESET\0"
+CHANGES_TABLES: Final = (b"ALTER ", b"DROP ", b"CREATE VIEW", b"CREATE RULE")
+
+
+def _telling() -> bytes:
+    """1 for the first letters of the tags above."""
+    table = bytearray(256)
+    for tag in (*EMPTIES_STATEMENTS, RESET_TAG, *CHANGES_TABLES):
+        table[tag[0]] = 1
+    return bytes(table)
+
+
+TELLING: Final[bytes] = _telling()
 
 
 def in_query(link: Link, kind: i64) -> bool:
@@ -137,6 +151,37 @@ def in_pipeline(link: Link, kind: i64, head: i64, now: float) -> bool:
     raise errors.ProtocolViolation(_unexpected(kind))
 
 
+def parameter_status(link: Link, head: i64) -> None:
+    """The server reports a parameter. After a RESET the client is told the value that it asked for at connect."""
+    framer = link.from_server_framer
+    body = framer.data[framer.start + HEADER_SIZE : framer.stop]
+    link.server.parameter_status(body)
+    client = link.client
+    if head != NOTHING and head & ACTION_MASK == SKIP:
+        link.leave_out(framer.start, framer.stop)
+    elif link.saw_reset and client is not None:
+        pair = backend.parameter_status_pair(body)
+        own = client.value_at_connect(pair[0]) if pair is not None else None
+        if pair is not None and own is not None and own != pair[1]:
+            link.leave_out(framer.start, framer.stop)
+            link.parts.append(backend.parameter_status(pair[0], own))
+
+
+def after_reset(link: Link) -> None:
+    """RESET gave the server its own values back; the client's are set before its next request."""
+    link.saw_reset = False
+    client = link.client
+    if client is None:
+        return
+    tracked = client.context.tracked
+    server = link.server
+    client.parameters = tracked.restored(client.parameters, client.at_connect, server.parameters)
+    stays = link.keeps or link.status == STATUS_IN_TRANSACTION
+    sql = tracked.difference(client.parameters, server.parameters) if stays else b""
+    if sql:
+        link.prepare(sql)
+
+
 def unexpected(link: Link, kind: i64) -> bool:
     """A message although nothing is outstanding: an error ends the connection, everything else breaks the protocol."""
     if kind == ERROR_RESPONSE:
@@ -167,15 +212,24 @@ def _command_complete(link: Link) -> bool:
     if not framer.hold():
         return False
     start = framer.start + HEADER_SIZE
-    if framer.stop - start > 2 and framer.data[start] == FIRST_OF_EMPTIES:
+    if framer.stop - start > 2 and TELLING[framer.data[start]]:
         _tag(link, framer.data[start : framer.stop])
     return True
 
 
 def _tag(link: Link, tag: bytes) -> None:
-    """A tag that begins like those which empty the server of its prepared statements."""
+    """A tag that may say that plans are stale, parameters were reset, or the server has no prepared statements left."""
+    if tag == RESET_TAG:
+        link.saw_reset = True
+        return
+    if tag.startswith(CHANGES_TABLES):
+        link.saw_ddl = True
+        link.server.context.statements.tables_changed()
+        return
     if tag not in EMPTIES_STATEMENTS:
         return
+    if tag == DISCARD_ALL_TAG:
+        link.saw_reset = True
     link.server.statements.clear()
     link.server.unnamed = UNKNOWN
     client = link.client

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mypy_extensions import i64
+
 from pgpool_proxy import errors
 from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.handles import PoolServer
@@ -32,7 +34,7 @@ class CancelSession(PoolServer):
         super().__init__(context.registry.next_number(), target.pool, now)
         self.context: Context = context
         self.target: ServerSession | None = target
-        self.wanted: ClientSession | None = target.link.client  # whose query is to be cancelled
+        self.lease: i64 = target.link.lease  # whose query is to be cancelled
         self.requesters: list[ClientSession] = []
         self.transport: Transport | None = None
         self.host: str = target.host
@@ -56,7 +58,7 @@ class CancelSession(PoolServer):
         """The connection stands: speak, unless the query has ended."""
         self.transport = transport
         target = self.target
-        if target is None or target.is_closed or target.link.client is not self.wanted or self.wanted is None:
+        if target is None or target.is_closed or target.link.lease != self.lease or target.link.is_over:
             self.disconnect(errors.CANCEL_NOT_NEEDED, now)
             return
         pool = self.pool
@@ -97,7 +99,6 @@ class CancelSession(PoolServer):
                 requester.leave(report, now)
         target = self.target
         self.target = None
-        self.wanted = None
         if target is not None:
             if target.cancel is self:
                 target.cancel = None

@@ -287,3 +287,4 @@ class ClientLogin:
         """The client has left before it was in."""
         self.exchange = None
         self.reader = None
+        session.at_connect = session.parameters

@@ -65,6 +65,7 @@ class ClientSession(PoolClient):
         self.pending: bytes = b""
         self.unneeded: i64 = 0  # bytes of a late CopyData that are still to come
         self.parameters: Parameters = context.tracked.nothing
+        self.at_connect: Parameters = context.tracked.nothing  # what it had after its login
         self.statements: ClientStatements | None = None
         self.unnamed: bytes | None = None
         self.blocked: i64 = 0
@@ -166,6 +167,11 @@ class ClientSession(PoolClient):
             if self.blocked & BY_PENDING:
                 self.unblock(BY_PENDING)
         return pending
+
+    def value_at_connect(self, name: bytes) -> bytes | None:
+        """The value that a tracked parameter had after the login."""
+        at = self.context.tracked.index(name)
+        return self.at_connect.values[at] if at >= 0 else None
 
     def put_aside(self, data: bytes) -> None:
         """Keep bytes until there is a server for them."""

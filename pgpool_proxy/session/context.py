@@ -84,6 +84,10 @@ class Host(Protocol):
         ...
 
     def server_exchange(self, session: ServerSession) -> ClientExchange:
+    def cancel_server(self, server: ServerSession, now: float) -> None:
+        """Cancel what the server does, on our own account."""
+        ...
+
         """How to prove ourselves to the server of this session's pool."""
         ...
 
@@ -149,6 +153,7 @@ class Context:
             found = Welcome(self.tracked, reported)
             self._welcomes[pool] = found
         return found
+        self.cancel_on_disconnect: bool = True
 
     def forget_pool(self, pool: Pool) -> None:
         self._welcomes.pop(pool, None)

@@ -3,9 +3,15 @@
 Theory of operation
 -------------------
 Each server has one `Link`, which is open while `client` is set. `take` joins; when the client's tracked parameters differ from
-the server's, they are set first and the client's bytes wait (`preparing`). `from_client` notes each request in `outstanding`
+the server's, they are set first and the client's bytes wait. `from_client` notes each request in `outstanding`
 and passes the chunk on as it is, except for messages about prepared statements, which `requests.note` turns over. `from_server`
 settles each answer against the queue: forwards, swallows, or adds what is faked.
+
+phase        the link is ...
+FREE         open for the next client
+PREPARING    setting the client's parameters; its bytes wait
+LINKED       relaying
+RECOVERING   left by its client in the middle of something; being brought back to a clean state (recovery.py)
 
 The server is free when ReadyForQuery said 'I', nothing is outstanding, no COPY IN is under way and the server's stream stands
 between two messages (`ready`): then, in transaction and statement mode, the link ends at the end of the chunk. In session mode
@@ -20,7 +26,7 @@ from mypy_extensions import i64
 
 from pgpool_proxy import errors
 from pgpool_proxy.pool.pool import SESSION, STATEMENT
-from pgpool_proxy.session import answers, requests
+from pgpool_proxy.session import answers, recovery, requests
 from pgpool_proxy.session.outstanding import (
     ACTION_MASK,
     FAKE,
@@ -40,6 +46,7 @@ from pgpool_proxy.wire.codes import (
     EXECUTE,
     FLUSH,
     FUNCTION_CALL,
+    HEADER_SIZE,
     NOTICE_RESPONSE,
     NOTIFICATION_RESPONSE,
     PARAMETER_STATUS,
@@ -59,6 +66,11 @@ if TYPE_CHECKING:
     from pgpool_proxy.session.client_session import ClientSession
     from pgpool_proxy.session.server_session import ServerSession
 
+FREE: Final = 0
+PREPARING: Final = 1
+LINKED: Final = 2
+RECOVERING: Final = 3
+
 JOIN_LIMIT: Final = 65536  # parts of a chunk are joined into one write up to this size
 
 
@@ -71,7 +83,8 @@ class Link:
         self.outstanding: Outstanding = Outstanding()
         self.from_client_framer: Framer = Framer(COPY_DATA)
         self.from_server_framer: Framer = Framer(DATA_ROW)
-        self.preparing: bool = False
+        self.phase: i64 = FREE
+        self.lease: i64 = 0  # counts the clients that have had the server: a late cancel must not meet the next one
         self.ready: bool = True
         self.copy_in: bool = False
         self.rewrites: bool = False  # prepared statements of the protocol are shared (not in session mode)
@@ -80,6 +93,10 @@ class Link:
         self.query_start: float = 0.0
         self.xact_start: float = 0.0
         self.status_time: float = 0.0  # when the last ReadyForQuery came
+        self.cancel_time: float = 0.0  # when the query was cancelled by us: for a timeout, or because its client left
+        self.rolled_back: bool = False  # a ROLLBACK was sent for a client that has left
+        self.saw_ddl: bool = False  # the transaction has changed tables: plans may be stale after it
+        self.saw_reset: bool = False  # RESET was run: what it reports is answered with the client's own values
         self.mark: i64 = 0  # the chunk under way is passed on up to here
         self.parts: list[bytes] = []  # what goes out instead of the bytes before `mark`
 
@@ -89,6 +106,8 @@ class Link:
         server = self.server
         limits = server.pool.limits
         self.client = client
+        self.lease += 1
+        self.phase = LINKED
         client.link = self
         self.keeps = limits.pool_mode == SESSION
         self.rewrites = limits.pool_mode != SESSION and limits.max_prepared_statements > 0
@@ -100,50 +119,71 @@ class Link:
         if client.parameters is not server.parameters:
             sql = server.context.tracked.difference(client.parameters, server.parameters)
             if sql:
-                self.preparing = True
-                self.ready = False
-                self.from_server_framer.bulk = NO_BULK
-                self.outstanding.push(QUERY | SKIP)
-                server.write(frontend.query(sql))
+                self.prepare(sql)
                 return
         client.go_on(self, now)
 
-    def prepared(self, now: float) -> None:
-        """The server has the client's parameters: now its own bytes."""
-        client = self.client
-        self.preparing = False
+    def prepare(self, sql: bytes) -> None:
+        """Give the server the client's parameters before anything else; the client's bytes wait for that."""
+        self.phase = PREPARING
+        self.run(sql)
+
+    def run(self, sql: bytes) -> None:
+        """Run a query of our own, whose answer nobody sees; `done` follows its ReadyForQuery."""
+        self.ready = False
+        self.from_server_framer.bulk = NO_BULK
+        self.outstanding.push(QUERY | SKIP)
+        self.server.write(frontend.query(sql))
+
+    def done(self, now: float) -> None:
+        """Our own query has been answered: parameters are set, or what a client left behind is rolled back."""
         self.from_server_framer.bulk = DATA_ROW
-        if client is not None:
+        client = self.client
+        if self.phase == RECOVERING:
+            recovery.go_on(self, now)
+        elif client is not None:
+            self.phase = LINKED
+            self.ready = self.status == STATUS_IDLE
             client.parameters = self.server.parameters
             client.go_on(self, now)
 
     def part(self) -> None:
         """End the link; the server's state is the caller's affair."""
         client = self.client
-        if client is None:
-            return
-        client.pending = self.from_client_framer.take_kept()
+        if client is not None:
+            client.pending = self.from_client_framer.take_kept()
+            client.link = None
+            self.client = None
+            client.unblock_for_server()
+            self.server.unblock()
         self.from_client_framer.reset()
-        client.link = None
-        self.client = None
-        client.unblock_for_server()
-        self.server.unblock()
         self.query_start = 0.0
         self.xact_start = 0.0
-        self.preparing = False
+        self.cancel_time = 0.0
+        self.rolled_back = False
+        self.saw_ddl = False
+        self.saw_reset = False
+        self.phase = FREE
         self.copy_in = False
-        self.parts.clear()
+        if self.parts:
+            self.parts.clear()
 
     def client_gone(self, now: float) -> None:
-        """The client has left: the server is kept if it is clean, closed otherwise."""
+        """The client has left: the server is kept if it is clean or can be made so, and closed otherwise."""
         server = self.server
-        clean = self.ready and self.outstanding.is_empty and self.from_server_framer.at_boundary
         idle = self.outstanding.is_empty
-        if clean:
+        if self.ready and idle and self.from_server_framer.at_boundary:
             self.end(now)
+            return
+        if server.context.cancel_on_disconnect and recovery.begin(self, now):
             return
         self.part()
         server.disconnect(errors.CLIENT_LEFT_EARLY if idle else errors.CLIENT_LEFT_IN_QUERY, now)
+
+    @property
+    def is_over(self) -> bool:
+        """True when there is nothing that a CancelRequest could still cancel."""
+        return self.phase == FREE or self.outstanding.is_empty
 
     # --- client to server -----------------------------------------------------------------------------------------------
     def from_client(self, data: bytes, now: float) -> None:
@@ -151,7 +191,7 @@ class Link:
         client = self.client
         if client is None:
             return
-        if self.preparing:
+        if self.phase != LINKED:
             client.put_aside(data)
             return
         server = self.server
@@ -169,7 +209,9 @@ class Link:
                 if client.context.disable_pqexec:
                     client.fail(errors.PQEXEC_DISALLOWED, now)
                     return
-                if not outstanding.skipping:
+                if framer.data_at(HEADER_SIZE) == requests.LETTER_D and not requests.query(self, client):
+                    break
+                if not outstanding.skipping and framer.stop != self.mark:
                     outstanding.push(QUERY)
                 client.unnamed = None
                 server.unnamed = None
@@ -250,7 +292,7 @@ class Link:
             return
         outstanding = self.outstanding
         self.mark = 0
-        prepared = False
+        ran = False
         while framer.next():
             kind = framer.kind
             head = outstanding.head()
@@ -258,15 +300,13 @@ class Link:
                 if not framer.hold():
                     break
                 if self._ready_for_query(head, now):
-                    prepared = True
+                    ran = True
             elif kind == NOTICE_RESPONSE or kind == NOTIFICATION_RESPONSE:
                 continue
             elif kind == PARAMETER_STATUS:
                 if not framer.hold():
                     break
-                self.server.parameter_status(framer.data[framer.start + 5 : framer.stop])
-                if head != NOTHING and head & ACTION_MASK == SKIP:
-                    self.leave_out(framer.start, framer.stop)
+                answers.parameter_status(self, head)
             elif (head & KIND_MASK) == QUERY and (head & ACTION_MASK) == FORWARD and head != NOTHING:
                 if kind != ROW_DESCRIPTION and not answers.in_query(self, kind):
                     break
@@ -276,9 +316,9 @@ class Link:
             elif not answers.in_pipeline(self, kind, head, now):
                 break
         self._pass_on_to_client(framer)
-        if prepared:
-            self.prepared(now)
-        if self.ready and framer.at_boundary and not self.keeps and self.client is not None:
+        if ran:
+            self.done(now)
+        if self.ready and framer.at_boundary and ((self.phase == LINKED and not self.keeps) or self.phase == RECOVERING):
             self.end(now)
 
     def _ready_for_query(self, head: i64, now: float) -> bool:
@@ -308,13 +348,21 @@ class Link:
         if self.query_start > 0.0:
             stats.query_time += i64((now - self.query_start) * 1_000_000)
             self.query_start = 0.0
+        self.cancel_time = 0.0
         if status == STATUS_IDLE:
             self.ready = not self.copy_in
+            if self.saw_ddl:
+                self.saw_ddl = False
+                server.context.statements.tables_changed()
             if self.xact_start > 0.0:
                 stats.xact_time += i64((now - self.xact_start) * 1_000_000)
                 self.xact_start = 0.0
-        elif server.pool.limits.pool_mode == STATEMENT:
+        elif server.pool.limits.pool_mode == STATEMENT and self.phase == LINKED:
             raise errors.ProtocolViolation(errors.NO_TRANSACTION_BLOCKS)
+        if self.saw_reset:
+            answers.after_reset(self)
+        if self.phase == RECOVERING and not self.ready:
+            recovery.go_on(self, now)
 
     def settle_fakes(self) -> None:
         """Answers that no server gives and whose turn has come go out after the message under way."""

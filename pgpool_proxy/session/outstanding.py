@@ -108,6 +108,12 @@ class Outstanding:
             self._note_head = 0
         return note
 
+    def last_kind(self) -> i64:
+        """Message type of the newest entry, or NOTHING."""
+        if self._head == len(self._entries):
+            return NOTHING
+        return self._entries[-1] & KIND_MASK
+
     def first_note(self) -> Pending:
         """The note of the entry at the head, which stays."""
         return self._notes[self._note_head]

@@ -83,6 +83,14 @@ class TrackedParameters:
                 values[at] = value
         return self.make(tuple(values))
 
+    def restored(self, current: Parameters, at_connect: Parameters, reset: Parameters) -> Parameters:
+        """`current` after a RESET: what now has the server's own value (`reset`) has the one of the connect again."""
+        values = list(current.values)
+        for at, value in enumerate(reset.values):
+            if values[at] == value:
+                values[at] = at_connect.values[at]
+        return self.make(tuple(values))
+
     def difference(self, wanted: Parameters, current: Parameters) -> bytes:
         """SQL that turns `current` into `wanted`; empty when there is nothing to do. Values are compared without case."""
         if wanted.values == current.values:

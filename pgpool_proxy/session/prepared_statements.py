@@ -22,6 +22,7 @@ class Statement:
         self.number: i64 = number
         self.name: bytes = PREFIX + b"%d" % int(number)
         self.holders: i64 = 0
+        self.epoch: i64 = 0  # of `Statements`, when it was first prepared
 
     def __repr__(self) -> str:
         return f"<Statement {self.name!r} holders={self.holders}>"
@@ -34,20 +35,29 @@ class Statements:
         self._by_rest: dict[bytes, Statement] = {}
         self._by_number: dict[int, Statement] = {}
         self._numbers: i64 = 0
+        self._epoch: i64 = 0
 
     def __len__(self) -> int:
         return len(self._by_rest)
 
-    def find(self, rest: bytes) -> Statement:
-        """The statement of this text, made if it is new. The caller holds it from now on (`let_go`)."""
+    def find_fresh(self, rest: bytes) -> Statement:
+        """The statement of this text, made if there is none since tables have changed last. The caller holds it (`let_go`).
+
+        Who holds an older one of the same text keeps it, and learns from the server that its plan is stale.
+        """
         found = self._by_rest.get(rest)
-        if found is None:
+        if found is None or found.epoch != self._epoch:
             self._numbers += 1
             found = Statement(rest, self._numbers)
+            found.epoch = self._epoch
             self._by_rest[rest] = found
             self._by_number[int(found.number)] = found
         found.holders += 1
         return found
+
+    def tables_changed(self) -> None:
+        """DDL went by: what is prepared from now on must be planned anew."""
+        self._epoch += 1
 
     def numbered(self, number: i64) -> Statement | None:
         return self._by_number.get(int(number))

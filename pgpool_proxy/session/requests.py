@@ -10,6 +10,7 @@ before a Bind or Describe that would meet a server without it, or with another c
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from mypy_extensions import i64
@@ -30,7 +31,7 @@ from pgpool_proxy.session.outstanding import (
     Pending,
 )
 from pgpool_proxy.session.prepared_statements import ClientStatements, Statement
-from pgpool_proxy.wire import frontend
+from pgpool_proxy.wire import backend, frontend
 from pgpool_proxy.wire.backend import CLOSE_COMPLETE_MESSAGE, PARSE_COMPLETE_MESSAGE
 from pgpool_proxy.wire.codes import BIND, CLOSE, DESCRIBE, HEADER_SIZE, PARSE, STATUS_FAILED
 from pgpool_proxy.wire.framing import nul_at
@@ -43,6 +44,14 @@ MAX_NAME: Final = 8192  # bytes of a statement's and a portal's name together; P
 MAX_UNNAMED: Final = 65536  # an unnamed Parse up to this size outlives its Sync
 UNNAMED_HEAD: Final = 5  # a longer one is only known to have been there: this many bytes of it are kept
 OF_STATEMENT: Final = 0x53  # 'S' in Describe and Close
+
+LETTER_D: Final = 0x44
+LETTER_E: Final = 0x45
+MAX_DEALLOCATE: Final = 512  # bytes of a Query that is worth a look
+DEALLOCATE: Final = re.compile(
+    rb'\s*DEALLOCATE\s+(?:PREPARE\s+)?(?:"((?:[^"]|"")+)"|([A-Za-z_\x80-\xff][\w$\x80-\xff]*))\s*;?\s*', re.IGNORECASE
+).fullmatch
+DEALLOCATED_MESSAGE: Final = backend.command_complete(b"DEALLOCATE")
 
 VERDICT_NAME: Final = b"PGPOOL_VERDICT"
 UNKNOWN: Final = b"?"  # a server's unnamed statement is nobody's or somebody else's
@@ -74,6 +83,36 @@ def note(link: Link, client: ClientSession) -> bool:
     return _describe_or_close(link, client)
 
 
+def query(link: Link, client: ClientSession) -> bool:
+    """A simple Query that begins with a D: `DEALLOCATE name` of a statement that was prepared by protocol is answered here.
+
+    Drivers send it (PDO, DBD::Pg, ruby-pg), and no server knows the client's names. False: it is not whole yet.
+    """
+    framer = link.from_client_framer
+    if not link.rewrites or framer.stop - framer.start > MAX_DEALLOCATE or framer.data_at(HEADER_SIZE + 1) != LETTER_E:
+        return True
+    if not framer.hold():
+        return False
+    if not link.outstanding.is_empty or link.status == STATUS_FAILED or client.statements is None:
+        return True
+    name = deallocated(framer.data[framer.start + HEADER_SIZE : framer.stop - 1])
+    if name and client.statements.remove(name) is not None:
+        leave_out(link, framer.start, framer.stop)
+        client.write(DEALLOCATED_MESSAGE + backend.ready_for_query(int(link.status)))
+    return True
+
+
+def deallocated(text: bytes) -> bytes:
+    """The name in `DEALLOCATE [PREPARE] name`, folded as PostgreSQL does; empty for every other text."""
+    match = DEALLOCATE(text)
+    if match is None:
+        return b""
+    quoted, plain = match.group(1), match.group(2)
+    if quoted is not None:
+        return bytes(quoted.replace(b'""', b'"'))
+    return b"" if plain.lower() == b"all" else bytes(plain.lower())
+
+
 # --- Parse ----------------------------------------------------------------------------------------------------------------
 def _parse(link: Link, client: ClientSession) -> bool:
     framer = link.from_client_framer
@@ -91,7 +130,7 @@ def _parse(link: Link, client: ClientSession) -> bool:
     if name_end < 0 or name_end - start > MAX_NAME:
         raise errors.ProtocolViolation(errors.BAD_PACKET.with_detail("Parse without the end of its name"))
     name = framer.data[start + HEADER_SIZE : name_end]
-    statement = client.context.statements.find(framer.data[name_end + 1 : stop])
+    statement = client.context.statements.find_fresh(framer.data[name_end + 1 : stop])
     leave_out(link, start, stop)
     known = client.statements
     if known is None:

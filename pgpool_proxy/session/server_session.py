@@ -6,7 +6,7 @@ silent: a ParameterStatus is taken, an error or a notice makes it unfit for the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mypy_extensions import i64
 
@@ -17,7 +17,7 @@ from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.pool.states import SV_ACTIVE, SV_CLOSED, SV_LOGIN, SV_TESTED
 from pgpool_proxy.session.answers import EMPTIES_STATEMENTS
 from pgpool_proxy.session.context import Context
-from pgpool_proxy.session.link import Link
+from pgpool_proxy.session.link import LINKED, RECOVERING, Link
 from pgpool_proxy.session.parameters import Parameters
 from pgpool_proxy.session.prepared_statements import ServerStatements
 from pgpool_proxy.session.server_login import ServerLogin
@@ -38,6 +38,9 @@ from pgpool_proxy.wire.codes import (
 if TYPE_CHECKING:
     from pgpool_proxy.session.cancel import CancelSession
     from pgpool_proxy.session.client_session import ClientSession
+
+
+CANCEL_GRACE_S: Final = 5.0  # a server that does not heed a cancel within this time is closed
 
 
 class ServerSession(PoolServer):
@@ -169,7 +172,7 @@ class ServerSession(PoolServer):
             link = self.link
             self.parameters = tracked.replaced(self.parameters, at, pair[1])
             client = link.client
-            if client is not None and not link.preparing:
+            if client is not None and link.phase == LINKED:
                 client.parameters = tracked.replaced(client.parameters, at, pair[1])
 
     # --- writing and back-pressure --------------------------------------------------------------------------------------
@@ -200,8 +203,14 @@ class ServerSession(PoolServer):
         """Asked by the janitor of a linked server: which timeout has passed."""
         limits = self.pool.limits
         link = self.link
+        if link.phase == RECOVERING:
+            return errors.CLIENT_LEFT_IN_QUERY if now - link.cancel_time >= CANCEL_GRACE_S else None
         if limits.query_timeout > 0 and link.query_start > 0.0 and now - link.query_start >= limits.query_timeout:
-            return errors.QUERY_TIMEOUT
+            if link.cancel_time == 0.0:
+                link.cancel_time = now
+                self.context.host.cancel_server(self, now)
+            elif now - link.cancel_time >= CANCEL_GRACE_S:
+                return errors.QUERY_TIMEOUT
         if link.xact_start > 0.0:
             if limits.transaction_timeout > 0 and now - link.xact_start >= limits.transaction_timeout:
                 return errors.TRANSACTION_TIMEOUT

@@ -83,6 +83,7 @@ class Settings(BaseSettings):
     auth_type: Annotated[AuthType, Word("how clients prove who they are", words=AUTH_TYPES)] = "md5"
     auth_user: Annotated[str | None, Text("user that runs auth_query", unset=True)] = None
     autodb_idle_timeout: Annotated[float, Seconds("forget a database made from * when it was idle that long")] = 3600.0
+    cancel_on_disconnect: Annotated[bool, Flag("cancel the query of a client that vanishes, roll back, and keep its server", own=True)] = True
     cancel_wait_timeout: Annotated[float, Seconds("drop a cancel request that waited that long for a connection; 0 = never")] = 10.0
     client_idle_timeout: Annotated[float, Seconds("close a client that was idle that long outside of a transaction; 0 = never")] = 0.0
     client_login_timeout: Annotated[float, Seconds("close a client that has not logged in after that long; 0 = never")] = 60.0

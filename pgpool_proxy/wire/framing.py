@@ -128,6 +128,14 @@ class Framer:
             self._keep(pos, HEADER_SIZE)
         return False
 
+    def data_at(self, offset: i64) -> i64:
+        """The byte at `offset` of the current message without its low-case bit, or 0 when it is not there yet."""
+        at = self.start + offset
+        if at >= self.size:
+            return 0
+        byte: i64 = self.data[at]
+        return byte & 0xDF
+
     def hold(self) -> bool:
         """Ask for the current message whole. False: it is not yet; it is put aside and comes again when it is."""
         if self.stop <= self.size:
