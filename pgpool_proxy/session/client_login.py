@@ -267,6 +267,7 @@ class ClientLogin:
         answer.append(backend.AUTHENTICATION_OK)
         welcome = context.welcome_of(pool, pool.server_parameters)
         session.parameters = welcome.parameters_of(self.parameters)
+        session.at_connect = session.parameters
         answer.append(welcome.statuses_of(session.parameters))
         answer.append(backend.backend_key_data(context.cancel_keys.issue(session)))
         if context.login_notify_message and not pool.database.is_admin:
@@ -287,4 +288,3 @@ class ClientLogin:
         """The client has left before it was in."""
         self.exchange = None
         self.reader = None
-        session.at_connect = session.parameters

@@ -75,6 +75,10 @@ class Host(Protocol):
         """A CancelRequest came; `session` is the connection that brought it."""
         ...
 
+    def cancel_server(self, server: ServerSession, now: float) -> None:
+        """Cancel what the server does, on our own account."""
+        ...
+
     def client_logged_in(self, session: ClientSession, now: float) -> None: ...
 
     def client_closed(self, session: ClientSession, report: Report, now: float) -> None: ...
@@ -84,10 +88,6 @@ class Host(Protocol):
         ...
 
     def server_exchange(self, session: ServerSession) -> ClientExchange:
-    def cancel_server(self, server: ServerSession, now: float) -> None:
-        """Cancel what the server does, on our own account."""
-        ...
-
         """How to prove ourselves to the server of this session's pool."""
         ...
 
@@ -144,6 +144,7 @@ class Context:
         self.application_name_add_host: bool = False
         self.newest_minor: i64 = 0  # protocol 3.x that is spoken with clients
         self.login_notify_message: str = ""
+        self.cancel_on_disconnect: bool = True
         self._welcomes: dict[Pool, Welcome] = {}
 
     def welcome_of(self, pool: Pool, reported: dict[bytes, bytes]) -> Welcome:
@@ -153,7 +154,6 @@ class Context:
             found = Welcome(self.tracked, reported)
             self._welcomes[pool] = found
         return found
-        self.cancel_on_disconnect: bool = True
 
     def forget_pool(self, pool: Pool) -> None:
         self._welcomes.pop(pool, None)
