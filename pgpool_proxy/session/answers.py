@@ -111,6 +111,8 @@ def in_pipeline(link: Link, kind: i64, head: i64, now: float) -> bool:
         _error(link, head)
         return True
     if head & ACTION_MASK == SKIP and request == QUERY:
+        if not framer.hold():
+            return False
         link.leave_out(framer.start, framer.stop)  # our own SET: anything but ReadyForQuery
         return True
     if (
