@@ -87,7 +87,11 @@ def _escape_one(match: re.Match[str]) -> str:
 class _Stderr:
     def write(self, level: int, line: str, message: str) -> None:
         stream = sys.stderr
-        if stream is not None:
+        if stream is None:
+            return
+        if stream is sys.__stderr__:
+            os.write(2, line.encode("utf-8", "backslashreplace"))
+        else:  # replaced by somebody who wants to see it
             stream.write(line)
             stream.flush()
 
@@ -241,9 +245,14 @@ def _render(
     if _output.json:
         line = _json_line(now, level, message, connection, {**event, **extra}, trace)
     else:
-        date, zone = _timestamp(now)
-        line = f"{date}.{int(now * 1000) % 1000:03d} {zone} [{os.getpid()}] {LEVELS[level]} {prefixed}\n"
+        line = _text_line(now, level, prefixed)
     return (level, line, prefixed), {}
+
+
+def _text_line(now: float, level: int, prefixed: str) -> str:
+    """PgBouncer's line."""
+    date, zone = _timestamp(now)
+    return f"{date}.{int(now * 1000) % 1000:03d} {zone} [{os.getpid()}] {LEVELS[level]} {prefixed}\n"
 
 
 def _json_line(
@@ -353,7 +362,11 @@ class ConnectionLogger(_Levels):
         }
 
     def _emit(self, level: int, message: str, fields: dict[str, object]) -> None:
-        _root.write_for(self, level, message, fields)
+        if _output.json or "error" in fields:
+            _root.write_for(self, level, message, fields)
+        else:  # two such lines a login: what structlog would make of it, without the way through it
+            prefixed = self.prefix() + escape(message)
+            _output.write(level, _text_line(time.time(), level, prefixed), prefixed)
 
 
 _root: Final = BoundLogger(_output, [_render], {})
