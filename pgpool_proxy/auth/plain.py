@@ -1,7 +1,7 @@
 """Server role without a handshake of its own: trust, any, reject, and the cleartext password request.
 
-Knows PasswordMessage and how a typed password is held against each kind of stored secret. Must not know LDAP or PAM;
-who asks those uses `CLEARTEXT` and `parse_password` for the same request.
+Knows PasswordMessage and how a typed password is held against each kind of stored secret. Must not know LDAP or PAM:
+`OutsideExchange` says when they are to be asked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pgpool_proxy.auth import scram
 from pgpool_proxy.auth.md5 import md5_secret
 from pgpool_proxy.auth.saslprep import saslprep
 from pgpool_proxy.auth.secret import MD5, PLAIN, ScramKeys, Secret
-from pgpool_proxy.auth.steps import AUTH_REQ_PASSWORD, Accepted, Challenge, Derive, ServerExchange, Step
+from pgpool_proxy.auth.steps import AUTH_REQ_PASSWORD, Accepted, Challenge, Derive, Inquire, ServerExchange, Step
 from pgpool_proxy.errors import (
     EMPTY_PASSWORD,
     PASSWORD_FAILED,
@@ -105,3 +105,35 @@ class PlainExchange(ServerExchange):
 def mock_plain(user: str, process_secret: bytes) -> Secret:
     """A plain secret that nobody knows, for users that have none."""
     return Secret(PLAIN, scram.mock_secret(user, process_secret, 1).stored_key.hex().encode())
+
+
+class OutsideExchange(ServerExchange):
+    """Asks for the password in clear and lets somebody outside say whether it is right; refuses with `report`."""
+
+    __slots__ = ("_asked", "_inquired", "_max_password", "_report")
+
+    def __init__(self, report: Report, max_password: int = MAX_PASSWORD) -> None:
+        self._report = report
+        self._max_password = max_password
+        self._asked = False
+        self._inquired = False
+
+    def start(self) -> Step:
+        self._asked = True
+        return CLEARTEXT
+
+    def receive(self, payload: bytes) -> Step:
+        if not self._asked:
+            raise AuthenticationFailed(self._report, "a password that nobody asked for")
+        self._asked = False
+        typed = parse_password(payload, self._max_password)
+        self._inquired = True
+        return Inquire(typed)
+
+    def answered(self, proved: bool) -> Step:
+        if not self._inquired:
+            raise IllegalTransition("OutsideExchange: nobody was to be asked")
+        self._inquired = False
+        if not proved:
+            raise AuthenticationFailed(self._report, "refused outside")
+        return Accepted()

@@ -23,7 +23,7 @@ AUTH_REQ_SASL_FIN: Final = 12
 
 
 class Step:
-    """One of the five below."""
+    """One of the six below."""
 
     __slots__ = ()
 
@@ -55,6 +55,13 @@ class Derive(Step):
     salt: bytes = field(repr=False)
     iterations: int
     cacheable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Inquire(Step):
+    """Server role: ask somebody outside (LDAP, PAM) off the loop whether `password` is the user's, then call `answered`."""
+
+    password: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +98,7 @@ class ServerExchange:
     def derived(self, salted_password: bytes) -> Step:
         """The answer to a `Derive` step. Raises AuthenticationFailed; IllegalTransition where none was asked."""
         raise IllegalTransition(f"{type(self).__name__}: no key was to be derived")
+
+    def answered(self, proved: bool) -> Step:
+        """The answer to an `Inquire` step. Raises AuthenticationFailed; IllegalTransition where nobody was asked."""
+        raise IllegalTransition(f"{type(self).__name__}: nobody was to be asked")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 from time import monotonic
 from typing import Any, Protocol, cast
 
@@ -11,6 +12,7 @@ from pgpool_proxy import errors, log
 from pgpool_proxy.net.listener import tune
 from pgpool_proxy.net.server_connection import ServerConnection
 from pgpool_proxy.net.tasks import Tasks
+from pgpool_proxy.net.tls import ServerTls, TlsRefused, described, secured, server_binding
 from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.session.cancel import CancelSession
 from pgpool_proxy.session.context import Context
@@ -43,8 +45,9 @@ class CancelConnection(asyncio.Protocol):
 class Connector:
     """The launcher of all pools of this process."""
 
-    def __init__(self, source: ConfigSource, tasks: Tasks) -> None:
+    def __init__(self, source: ConfigSource, tasks: Tasks, tls: ServerTls) -> None:
         self._source = source
+        self._tls = tls
         self._tasks = tasks
         self._context: Context | None = None
         self._turns: dict[str, int] = {}  # database -> place in its host list
@@ -85,10 +88,9 @@ class Connector:
         return hosts[turn % len(hosts)]
 
     async def _open(self, session: ServerSession) -> None:
-        loop = asyncio.get_running_loop()
         connection = ServerConnection(self, session)
         try:
-            transport = await _connect(loop, connection, session.host, session.port)
+            transport = await self._reach(connection, session.pool, session.host, session.port)
         except (OSError, ValueError) as error:
             self._failed(session, error)
             return
@@ -99,7 +101,20 @@ class Connector:
         session.address, session.local_address, session.local_port = _names(transport, session.host)
         if sock.family != socket.AF_UNIX:
             _tune(sock, self._source.config)
+        if transport.get_extra_info("ssl_object") is not None:
+            session.tls = described(transport)
+            if session.login is not None:
+                session.login.channel_binding = server_binding(transport)
         session.connected(transport, monotonic())
+
+    async def _reach(self, connection: object, pool: Pool, host: str, port: int) -> asyncio.Transport:
+        """A connection to a server of `pool`, with TLS where that is wanted; never over a unix socket. Raises OSError."""
+        connect = partial(_connect, asyncio.get_running_loop(), host=host, port=port)
+        setup = self._tls.setup(pool.database.name)
+        if setup is None or host.startswith(("/", "@")):
+            return await connect(connection)
+        timeout = self._source.config.settings.server_connect_timeout
+        return await secured(setup, host, connection, connect, timeout)
 
     def _failed(self, session: ServerSession, error: Exception) -> None:
         entry_name = session.pool.database.name
@@ -108,6 +123,8 @@ class Connector:
         )  # `disable` stays with a host until it fails
         lookup = isinstance(error, socket.gaierror)
         report = errors.DNS_FAILED if lookup else errors.CONNECT_FAILED
+        if isinstance(error, TlsRefused):
+            report = errors.TLS_REFUSED
         session.disconnect(report.with_detail(f"{session.host}:{session.port}: {error}"), monotonic())
 
     def _is_sticky(self, name: str) -> bool:
@@ -133,9 +150,8 @@ class Connector:
         self._tasks.start(self._open_cancel(session), f"cancel {session.number}")
 
     async def _open_cancel(self, session: CancelSession) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            transport = await _connect(loop, CancelConnection(session), session.host, session.port)
+            transport = await self._reach(CancelConnection(session), session.pool, session.host, session.port)
         except (OSError, ValueError) as error:
             session.disconnect(errors.CONNECT_FAILED.with_detail(str(error)), monotonic())
             return

@@ -116,7 +116,10 @@ class Registry:
 
     def pool(self, database: Database, user_name: str) -> Pool:
         """The pool of `database` for a login user; databases with a forced user have one pool for everybody."""
-        name = database.forced_user or user_name
+        return self.pool_of(database, database.forced_user or user_name)
+
+    def pool_of(self, database: Database, name: str) -> Pool:
+        """The pool of `database` whose servers log in as `name`, whatever user clients are forced to be (auth_user's)."""
         key = (database.name, name)
         found = self.pools.get(key)
         if found is None:

@@ -18,6 +18,7 @@ from pgpool_proxy.errors import Report
 from pgpool_proxy.net.connector import Connector
 from pgpool_proxy.net.listener import Listener
 from pgpool_proxy.net.tasks import Tasks
+from pgpool_proxy.net.tls import ClientTls, ServerTls
 from pgpool_proxy.pool import janitor as orders
 from pgpool_proxy.pool.cancel_keys import CancelKeys
 from pgpool_proxy.pool.janitor import Janitor, Order
@@ -27,6 +28,7 @@ from pgpool_proxy.pool.registry import Database, Registry
 from pgpool_proxy.process.configurator import Configurator
 from pgpool_proxy.process.control import WorkerControl
 from pgpool_proxy.process.host import ADMIN_DATABASE, WorkerHost
+from pgpool_proxy.process.rules import read_rules
 from pgpool_proxy.process.statistics import Statistics
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.context import Context
@@ -34,6 +36,7 @@ from pgpool_proxy.session.parameters import TrackedParameters
 from pgpool_proxy.session.server_session import ServerSession
 from pgpool_proxy.settings import config as configuration
 from pgpool_proxy.settings.config import Config
+from pgpool_proxy.settings.entries import AUTODB
 from pgpool_proxy.settings.reload import ReloadPlan, plan
 from pgpool_proxy.wire import backend
 
@@ -51,7 +54,9 @@ class Worker:
         self.started_at: float = time()
         self._wall_offset = time() - monotonic()
         self.tasks = Tasks()
-        self.connector = Connector(self, self.tasks)
+        self.client_tls = ClientTls(self.tasks)
+        self.server_tls = ServerTls()
+        self.connector = Connector(self, self.tasks, self.server_tls)
         self.configurator = Configurator(self)
         self.registry = Registry(LocalLedger(), self.connector, self.configurator)
         self.keys = CancelKeys(os.urandom, config.settings.peer_id)
@@ -118,8 +123,15 @@ class Worker:
         self.host.forget_keys()
 
     def apply(self, config: Config) -> None:
-        """Put a configuration into force."""
+        """Put a configuration into force. Raises ConfigError, changing nothing, when a file that it names cannot be used."""
+        rules = read_rules(config)
+        client_tls = self.client_tls.read(config)
+        server_tls = self.server_tls.read(config)
         self.config = config
+        self.host.logins.rules.use(rules)
+        self.host.configure(config)
+        self.client_tls.use(client_tls)
+        stale = self.server_tls.use(server_tls)
         settings = config.settings
         context = self.context
         context.max_packet_size = settings.max_packet_size
@@ -127,6 +139,7 @@ class Worker:
         context.ignored_parameters = frozenset(_names(settings.ignore_startup_parameters))
         context.application_name_add_host = settings.application_name_add_host
         context.cancel_on_disconnect = settings.cancel_on_disconnect
+        context.track_startup_parameters = settings.track_startup_parameters
         context.login_notify_message = settings.login_notify_message
         self.registry.max_client_conn = settings.max_client_conn
         self.janitor.client_login_timeout = settings.client_login_timeout
@@ -144,6 +157,9 @@ class Worker:
             database_of_entry = self.registry.database(name)
             if entry.user is not None and database_of_entry is not None:
                 self.registry.pool(database_of_entry, entry.user)  # min_pool_size needs no client then
+        for database in list(self.registry.databases.values()):
+            if database.name in stale or (database.is_auto and AUTODB in stale):
+                self.control.reconnect_database(database, errors.DATABASE_CHANGED, monotonic())
 
     def reload(self) -> None:
         """RELOAD: read everything again. Raises ConfigError; the old state stays in force then."""
@@ -159,6 +175,8 @@ class Worker:
         self.apply(change.config)
         if change.auth_file_changed or self.config.implied_users:
             self.read_users()
+        else:
+            self.host.logins.forget()
         for name in change.databases_removed:
             database = self.registry.databases.get(name)
             if database is not None:

@@ -108,7 +108,7 @@ def in_pipeline(link: Link, kind: i64, head: i64, now: float) -> bool:
     if kind == ERROR_RESPONSE:
         if not framer.hold():
             return False
-        _error(link, head)
+        _error(link, head, now)
         return True
     if head & ACTION_MASK == SKIP and request == QUERY:
         if not framer.hold():
@@ -241,7 +241,7 @@ def _tag(link: Link, tag: bytes) -> None:
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------------
-def _error(link: Link, head: i64) -> None:
+def _error(link: Link, head: i64, now: float) -> None:
     """An ErrorResponse to the request at the head: everything up to the next Sync is discarded."""
     framer = link.from_server_framer
     outstanding = link.outstanding
@@ -249,7 +249,9 @@ def _error(link: Link, head: i64) -> None:
     request = head & KIND_MASK
     if request == QUERY and head & ACTION_MASK == SKIP:
         report = backend.error_report(framer.data[framer.start + HEADER_SIZE : framer.stop])
-        raise errors.ProtocolViolation(errors.INVALID_SERVER_PARAMETER.with_detail(report.message))
+        link.leave_out(framer.start, framer.stop)
+        link.parameters_refused(report, now)
+        return
     number = head >> NUMBER_SHIFT
     _look_at_error(link, number)
     if request == FUNCTION_CALL or request == SYNC:

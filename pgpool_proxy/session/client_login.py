@@ -3,12 +3,15 @@
 Theory of operation
 -------------------
 stage     what arrives                              what follows
-FIRST     SSLRequest, GSSENCRequest (once each)     an answer of one byte; the stage stays
+FIRST     SSLRequest, GSSENCRequest (once each)     an answer of one byte; the stage stays, or TLS when it is 'S'
+          a TLS ClientHello                         TLS, without an answer
           CancelRequest                             handed to the host; the client says no more
           StartupMessage                            checked here, then the host decides how it must prove itself
+TLS       nothing in clear                          `encrypted` brings back FIRST
 HOST      nothing is expected                       `admitted` brings the exchange
 PROOF     PasswordMessage and its kin               given to the exchange
-DERIVE    nothing is expected                       a key is being derived off the loop
+DERIVE    nothing is expected                       a key is being derived, or somebody is asked, off the loop
+REFUSED   nothing is expected                       the proof failed, and the client is told in a moment
 POOL      nothing is expected                       waits for the pool's first server (`finish`)
 
 Bytes that come early are kept, up to a bound; they are never taken for anything else than what their turn will make of them.
@@ -23,11 +26,12 @@ from typing import TYPE_CHECKING, Final
 from mypy_extensions import i64
 
 from pgpool_proxy import errors
-from pgpool_proxy.auth.exchange import Accepted, Challenge, Derive, ScramKeys, ServerExchange, Step
+from pgpool_proxy.auth.exchange import Accepted, Challenge, Derive, Inquire, ScramKeys, ServerExchange, Step
 from pgpool_proxy.errors import AuthenticationFailed, Report
 from pgpool_proxy.pool.registry import Database
 from pgpool_proxy.session.context import Admission
-from pgpool_proxy.session.parameters import parse_options
+from pgpool_proxy.session.login_parameters import LoginParameters
+from pgpool_proxy.session.parameters import Parameters
 from pgpool_proxy.wire import backend, startup
 from pgpool_proxy.wire.codes import AUTH_SASL_FINAL, HEADER_SIZE, PASSWORD, PROTOCOL_3_0
 from pgpool_proxy.wire.framing import MessageReader
@@ -40,11 +44,12 @@ HOST: Final = 1
 PROOF: Final = 2
 DERIVE: Final = 3
 POOL: Final = 4
+TLS: Final = 5
+REFUSED: Final = 6
 
 MAX_USERNAME: Final = 127  # PgBouncer's MAX_USERNAME without the terminator
 MAX_EARLY: Final = 65536  # bytes that may come before their turn
 MAX_PASSWORD_MESSAGE: Final = 65536 + HEADER_SIZE  # PgBouncer allows passwords of 65,530 bytes
-NOT_PARAMETERS: Final = ("user", "database", "options", "replication")
 
 
 class ClientLogin:
@@ -61,13 +66,17 @@ class ClientLogin:
         self.user: str = ""
         self.database_name: str = ""
         self.replication: bytes = b""
-        self.parameters: dict[bytes, bytes] = {}  # what the client asked for, names as it spells them
+        self.parameters: LoginParameters = LoginParameters()
+        self.has_asked: bool = False  # a server has told how it spells them
         self.reader: MessageReader | None = None
         self.exchange: ServerExchange | None = None
         self.database: Database | None = None
         self.refusal: Report | None = None
         self.keys: ScramKeys | None = None
         self.is_admin: bool = False
+        self.channel_binding: bytes | None = None  # tls-server-end-point of our certificate, with TLS
+        self.certificate_names: list[str] = []  # of the client's certificate: its common name first
+        self.outside: object = None  # what the host has noted about whom an `Inquire` step is for
         self._answer: list[bytes] = []
 
     # --- bytes ----------------------------------------------------------------------------------------------------------
@@ -77,6 +86,8 @@ class ClientLogin:
             self._first(self.early + data if self.early else data, now)
         elif self.stage == PROOF:
             self._proof(data, now)
+        elif self.stage == TLS:
+            raise errors.ProtocolViolation(errors.UNENCRYPTED_BYTES)
         else:
             self.early = self.early + data if self.early else data
             if len(self.early) > MAX_EARLY:
@@ -84,6 +95,11 @@ class ClientLogin:
 
     def _first(self, data: bytes, now: float) -> None:
         session = self.session
+        if data[0] == startup.DIRECT_TLS and not self.early and not self.asked_ssl and not self.asked_gss and not session.tls:
+            self.stage = TLS
+            if session.context.host.start_tls(session, data, now):
+                return
+            self.stage = FIRST
         size = startup.packet_size(data)
         if size == 0 or len(data) < size:
             self.early = data
@@ -107,11 +123,20 @@ class ClientLogin:
             raise errors.ProtocolViolation(errors.UNEXPECTED_PACKET)
         if is_ssl:
             self.asked_ssl = True
-            if self.session.context.host.start_tls(self.session):
+            self.stage = TLS
+            if self.session.context.host.start_tls(self.session, b"", now):
                 return
+            self.stage = FIRST
         else:
             self.asked_gss = True
         self.session.write(b"N")
+
+    def encrypted(self, tls: str, channel_binding: bytes | None, certificate_names: list[str]) -> None:
+        """Told by the host: the handshake is done; from now on everything comes through it."""
+        self.stage = FIRST
+        self.session.tls = tls
+        self.channel_binding = channel_binding
+        self.certificate_names = certificate_names
 
     # --- startup --------------------------------------------------------------------------------------------------------
     def _startup(self, packet: startup.FirstPacket, now: float) -> None:
@@ -128,44 +153,9 @@ class ClientLogin:
         self.replication = packet.parameters.get("replication", b"")
         session.user_name = self.user
         session.database_name = self.database_name
-        self._collect_parameters(packet.parameters)
+        self.parameters.collect(session.context, packet.parameters)
         self.stage = HOST
         session.context.host.start_login(self, now)
-
-    def _collect_parameters(self, given: dict[str, bytes]) -> None:
-        """Tracked parameters are the client's own; others are refused unless ignore_startup_parameters names them."""
-        context = self.session.context
-        ignored = context.ignored_parameters
-        for name, value in given.items():
-            if name in NOT_PARAMETERS:
-                continue
-            if context.tracked.index(name.encode("utf-8", "replace")) >= 0:
-                self.parameters[name.encode("utf-8", "replace")] = value
-            elif name not in ignored:
-                raise errors.ProtocolViolation(
-                    errors.UNSUPPORTED_PARAMETER.saying(f"unsupported startup parameter: {name}")
-                )
-        options = given.get("options", b"")
-        if not options:
-            return
-        pairs = parse_options(options)
-        if pairs is None:
-            if "options" in ignored:
-                return
-            raise errors.ProtocolViolation(
-                errors.UNSUPPORTED_PARAMETER.saying(
-                    "unsupported options startup parameter: only '-c config=val' and '--config=val' are allowed"
-                )
-            )
-        for option, value in pairs:
-            if context.tracked.index(option) >= 0:
-                self.parameters[option] = value
-            elif option.decode("utf-8", "replace") not in ignored and "options" not in ignored:
-                raise errors.ProtocolViolation(
-                    errors.UNSUPPORTED_PARAMETER.saying(
-                        f"unsupported startup parameter in options: {option.decode('utf-8', 'replace')}"
-                    )
-                )
 
     # --- proof ----------------------------------------------------------------------------------------------------------
     def admitted(self, admission: Admission, now: float) -> None:
@@ -186,7 +176,10 @@ class ClientLogin:
         self._do(step, now)
 
     def failed(self, failure: AuthenticationFailed, now: float) -> None:
-        self.session.fail(failure.report, now)
+        self.stage = REFUSED
+        self.exchange = None
+        self.reader = None
+        self.session.context.host.refuse(self, failure, now)
 
     def _do(self, step: Step, now: float) -> None:
         if isinstance(step, Challenge):
@@ -198,7 +191,10 @@ class ClientLogin:
                 self._proof(early, now)
         elif isinstance(step, Derive):
             self.stage = DERIVE
-            self.session.context.host.derive(step.password, step.salt, step.iterations, self.derived)
+            self.session.context.host.derive(step, self.derived)
+        elif isinstance(step, Inquire):
+            self.stage = DERIVE
+            self.session.context.host.inquire(self, step.password, self.answered)
         elif isinstance(step, Accepted):
             if step.final is not None:
                 self._answer.append(backend.authentication(AUTH_SASL_FINAL, step.final))
@@ -214,19 +210,27 @@ class ClientLogin:
             return  # the client has left meanwhile
         self._step(partial(exchange.derived, salted_password), now)
 
+    def answered(self, proved: bool, now: float) -> None:
+        """Told by the host: what those said whom an `Inquire` step wanted to be asked."""
+        exchange = self.exchange
+        if self.session.login is not self or exchange is None:
+            return
+        self._step(partial(exchange.answered, proved), now)
+
     def _proof(self, data: bytes, now: float) -> None:
         reader = self.reader
         exchange = self.exchange
         if reader is None or exchange is None:
             raise errors.ProtocolViolation(errors.UNEXPECTED_PACKET)
         reader.feed(data)
-        while self.stage == PROOF and reader.next():
-            if reader.kind != PASSWORD:
-                raise errors.ProtocolViolation(errors.UNEXPECTED_PACKET)
-            self.stage = HOST
-            self._step(partial(exchange.receive, reader.body), now)
-        if self.session.login is self and self.stage != PROOF:
-            self.early = reader.rest() + self.early
+        if not reader.next():
+            return
+        if reader.kind != PASSWORD:
+            raise errors.ProtocolViolation(errors.UNEXPECTED_PACKET)
+        self.stage = HOST
+        proof = partial(exchange.receive, reader.body)
+        self.early = reader.rest()
+        self._step(proof, now)
 
     # --- in -------------------------------------------------------------------------------------------------------------
     def _proved(self, now: float) -> None:
@@ -259,14 +263,18 @@ class ClientLogin:
         if pool is None or pool.server_parameters is None:
             raise errors.IllegalTransition("client login: welcome before the server's parameters are known")
         context = session.context
+        welcome = context.welcome_of(pool, pool.server_parameters)
+        session.parameters = welcome.spellings.parameters_of(self.parameters)
+        if not self.has_asked and welcome.spellings.must_ask(self.parameters) and not pool.database.is_admin:
+            self.has_asked = True
+            pool.request(session, now)  # `spelled` goes on
+            return
         answer = self._answer
         if self.minor > context.newest_minor or self.unknown_options:
             answer.insert(
                 0, backend.negotiate_protocol_version(PROTOCOL_3_0 | int(context.newest_minor), self.unknown_options)
             )
         answer.append(backend.AUTHENTICATION_OK)
-        welcome = context.welcome_of(pool, pool.server_parameters)
-        session.parameters = welcome.parameters_of(self.parameters)
         session.at_connect = session.parameters
         answer.append(welcome.statuses_of(session.parameters))
         answer.append(backend.backend_key_data(context.cancel_keys.issue(session)))
@@ -283,6 +291,14 @@ class ClientLogin:
         context.host.client_logged_in(session, now)
         if early:
             session.received(early, now)
+
+    def spelled(self, answered: Parameters, now: float) -> None:
+        """A server has taken the client's parameters, and reports them in its own spelling."""
+        session = self.session
+        pool = session.pool
+        if pool is not None and pool.server_parameters is not None:
+            session.context.welcome_of(pool, pool.server_parameters).spellings.learn(self.parameters, answered)
+        self.finish(now)
 
     def ended(self) -> None:
         """The client has left before it was in."""

@@ -148,6 +148,11 @@ class ClientSession(PoolClient):
 
     def go_on(self, link: Link, now: float) -> None:
         """The link can take what was kept. A fault in it is this client's, whoever made the call."""
+        if self.login is not None:
+            self.login.spelled(link.server.parameters, now)
+            if self.link is link and not self.pending and link.ready:
+                link.end(now)
+                return
         pending = self.take_pending()
         if pending:
             try:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from mypy_extensions import i64
 
-from pgpool_proxy.auth.exchange import ClientExchange, ServerExchange
-from pgpool_proxy.errors import Report
+from pgpool_proxy.auth.exchange import ClientExchange, Derive, ServerExchange
+from pgpool_proxy.errors import AuthenticationFailed, Report
 from pgpool_proxy.pool.cancel_keys import CancelKeys
 from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.pool.registry import Database, Registry
+from pgpool_proxy.session.login_parameters import Spellings
 from pgpool_proxy.session.parameters import Parameters, TrackedParameters
 from pgpool_proxy.session.prepared_statements import Statements
 from pgpool_proxy.wire import backend
@@ -61,12 +62,21 @@ class Host(Protocol):
         """The client has proved who it is; `login.keys` are what a SCRAM proof leaves."""
         ...
 
-    def derive(self, password: bytes, salt: bytes, iterations: int, done: Callable[[bytes, float], None]) -> None:
-        """PBKDF2-HMAC-SHA-256 off the loop; `done(salted_password, now)` is called on it, later or at once."""
+    def derive(self, step: Derive, done: Callable[[bytes, float], None]) -> None:
+        """Do what `step` says off the loop; `done(salted_password, now)` is called on it, later or at once."""
         ...
 
-    def start_tls(self, session: ClientSession) -> bool:
-        """The client asks for TLS. False: there is none; True: the answer 'S' and the handshake are taken care of."""
+    def inquire(self, login: ClientLogin, password: bytes, done: Callable[[bool, float], None]) -> None:
+        """Ask LDAP or PAM off the loop whether this is the user's password; `done(proved, now)` is called on it, later."""
+        ...
+
+    def refuse(self, login: ClientLogin, failure: AuthenticationFailed, now: float) -> None:
+        """The proof failed: log it, and tell the client (`session.fail`), now or later."""
+        ...
+
+    def start_tls(self, session: ClientSession, early: bytes, now: float) -> bool:
+        """The client asks for TLS, by SSLRequest or, with `early`, by the beginning of its ClientHello. False: there is
+        none; True: the answer 'S' and the handshake are taken care of, and `login.encrypted` tells of its end."""
         ...
 
     def open_console(self, session: ClientSession, is_admin: bool) -> Console: ...
@@ -107,12 +117,9 @@ class Welcome:
     def __init__(self, tracked: TrackedParameters, reported: dict[bytes, bytes]) -> None:
         self.reported = reported
         self._tracked: TrackedParameters = tracked
-        self._base: Parameters = tracked.from_reported(reported)
+        self.base: Parameters = tracked.from_reported(reported)  # of a client that asks for nothing
+        self.spellings: Spellings = Spellings(tracked, self.base)
         self._statuses: dict[Parameters, bytes] = {}
-
-    def parameters_of(self, own: dict[bytes, bytes]) -> Parameters:
-        """The tracked values of a client that asks for `own`."""
-        return self._tracked.overlaid(self._base, own) if own else self._base
 
     def statuses_of(self, parameters: Parameters) -> bytes:
         found = self._statuses.get(parameters)
@@ -145,6 +152,7 @@ class Context:
         self.newest_minor: i64 = 0  # protocol 3.x that is spoken with clients
         self.login_notify_message: str = ""
         self.cancel_on_disconnect: bool = True
+        self.track_startup_parameters: bool = False
         self._welcomes: dict[Pool, Welcome] = {}
 
     def welcome_of(self, pool: Pool, reported: dict[bytes, bytes]) -> Welcome:

@@ -20,11 +20,13 @@ it ends with the client.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from mypy_extensions import i64
 
 from pgpool_proxy import errors
+from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.pool import SESSION, STATEMENT
 from pgpool_proxy.session import answers, recovery, requests
 from pgpool_proxy.session.outstanding import (
@@ -144,8 +146,20 @@ class Link:
         elif client is not None:
             self.phase = LINKED
             self.ready = self.status == STATUS_IDLE
-            client.parameters = self.server.parameters
+            server = self.server
+            if server.parameters.extras != client.parameters.extras:
+                server.parameters = server.context.tracked.with_extras(server.parameters, client.parameters.extras)
+            client.parameters = server.parameters
             client.go_on(self, now)
+
+    def parameters_refused(self, report: Report, now: float) -> None:
+        """The server does not take the client's parameters, or the ROLLBACK for one that has left."""
+        client = self.client
+        if client is None:
+            raise errors.ProtocolViolation(errors.CLIENT_LEFT_EARLY.with_detail(report.message))
+        if report.severity == "ERROR":
+            report = replace(report, severity="FATAL")
+        client.fail(report, now)
 
     def part(self) -> None:
         """End the link; the server's state is the caller's affair."""

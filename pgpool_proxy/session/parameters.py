@@ -23,10 +23,11 @@ MAX_SHARED: Final = 10_000  # distinct sets of values that are kept to be shared
 
 
 class Parameters:
-    """The values of the tracked parameters in the order of `TrackedParameters.names`; None is "not known"."""
+    """The values of the tracked parameters in the order of `TrackedParameters.names`; None is "not known". Immutable."""
 
-    def __init__(self, values: tuple[bytes | None, ...]) -> None:
+    def __init__(self, values: tuple[bytes | None, ...], extras: tuple[tuple[bytes, bytes], ...] = ()) -> None:
         self.values = values
+        self.extras = extras  # (name, value) of parameters that servers do not report (track_startup_parameters)
 
 
 class TrackedParameters:
@@ -41,21 +42,25 @@ class TrackedParameters:
                 names.append(name)
         self.names: list[bytes] = names
         self._index: dict[bytes, int] = {name.lower(): at for at, name in enumerate(names)}
-        self._shared: dict[tuple[bytes | None, ...], Parameters] = {}
+        self._shared: dict[tuple[object, object], Parameters] = {}
         self.nothing: Parameters = self.make(tuple([None for _ in names]))
 
     def index(self, name: bytes) -> int:
         """Place of a parameter among the tracked ones (any case), or -1."""
         return self._index.get(name.lower(), -1)
 
-    def make(self, values: tuple[bytes | None, ...]) -> Parameters:
-        found = self._shared.get(values)
+    def make(self, values: tuple[bytes | None, ...], extras: tuple[tuple[bytes, bytes], ...] = ()) -> Parameters:
+        key = (values, extras)
+        found = self._shared.get(key)
         if found is None:
-            found = Parameters(values)
+            found = Parameters(values, extras)
             if len(self._shared) >= MAX_SHARED:
                 self._shared.clear()
-            self._shared[values] = found
+            self._shared[key] = found
         return found
+
+    def with_extras(self, old: Parameters, extras: tuple[tuple[bytes, bytes], ...]) -> Parameters:
+        return old if old.extras == extras else self.make(old.values, extras)
 
     def replaced(self, old: Parameters, at: i64, value: bytes) -> Parameters:
         """`old` with one value changed; `old` itself when it is that already."""
@@ -63,7 +68,7 @@ class TrackedParameters:
             return old
         values = list(old.values)
         values[at] = value
-        return self.make(tuple(values))
+        return self.make(tuple(values), old.extras)
 
     def from_reported(self, reported: dict[bytes, bytes]) -> Parameters:
         """The tracked ones among the parameters that a server has reported (names as it spells them)."""
@@ -89,13 +94,13 @@ class TrackedParameters:
         for at, value in enumerate(reset.values):
             if values[at] == value:
                 values[at] = at_connect.values[at]
-        return self.make(tuple(values))
+        return self.make(tuple(values), at_connect.extras)
 
     def difference(self, wanted: Parameters, current: Parameters) -> bytes:
         """SQL that turns `current` into `wanted`; empty when there is nothing to do. Values are compared without case."""
-        if wanted.values == current.values:
+        if wanted.values == current.values and wanted.extras == current.extras:
             return b""
-        parts: list[bytes] = []
+        parts = _extra_difference(wanted.extras, current.extras)
         for at, name in enumerate(self.names):
             want = wanted.values[at]
             have = current.values[at]
@@ -108,6 +113,16 @@ class TrackedParameters:
             else:
                 parts.append(b"SET " + name + b"=" + literal(want) + b";")
         return b"".join(parts)
+
+
+def _extra_difference(wanted: tuple[tuple[bytes, bytes], ...], current: tuple[tuple[bytes, bytes], ...]) -> list[bytes]:
+    """Statements that turn one set of untracked parameters into another."""
+    names = [name for name, _ in wanted]
+    parts = [b"RESET " + name + b";" for name, _ in current if name not in names]
+    for name, value in wanted:
+        if (name, value) not in current:
+            parts.append(b"SELECT pg_catalog.set_config(" + literal(name) + b"," + literal(value) + b",false);")
+    return parts
 
 
 def literal(value: bytes) -> bytes:

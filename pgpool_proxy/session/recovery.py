@@ -27,8 +27,13 @@ def begin(link: Link, now: float) -> bool:
     """The client has left. False: the server cannot be saved."""
     server = link.server
     outstanding = link.outstanding
-    if link.from_client_framer.remaining or link.phase == PREPARING or not server.cancel_key:
+    if link.from_client_framer.remaining or not server.cancel_key:
         return False
+    if link.phase == PREPARING:  # our own query ends by itself
+        link.part()
+        link.phase = RECOVERING
+        link.cancel_time = now
+        return True
     was_copy_in = link.copy_in
     head = outstanding.head()
     link.part()

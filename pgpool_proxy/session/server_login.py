@@ -39,6 +39,7 @@ class ServerLogin:
         self.session: ServerSession = session
         self.reader: MessageReader = MessageReader(MAX_MESSAGE)
         self.exchange: ClientExchange | None = None
+        self.channel_binding: bytes | None = None  # tls-server-end-point of the server's certificate
         self.is_in: bool = False
         self.startup: list[tuple[bytes, bytes]] = []  # filled in by the connector
         self.reported: dict[bytes, bytes] = {}
@@ -100,7 +101,7 @@ class ServerLogin:
         if isinstance(step, Reply):
             session.write(frontend.password(step.payload))
         elif isinstance(step, Derive):
-            session.context.host.derive(step.password, step.salt, step.iterations, self.derived)
+            session.context.host.derive(step, self.derived)
         elif isinstance(step, Accepted):
             self.is_in = True
         elif not isinstance(step, Wait):

@@ -170,6 +170,7 @@ class Settings(BaseSettings):
     tcp_socket_buffer: Annotated[int, Whole("size of the kernel's socket buffers, bytes; 0 = the system's")] = 0
     tcp_user_timeout: Annotated[int, Whole("milliseconds that sent data may stay unacknowledged; 0 = the system's")] = 0
     track_extra_parameters: Annotated[str, Text("further reported parameters to keep per client, a comma list", changeable=False)] = "IntervalStyle"
+    track_startup_parameters: Annotated[bool, Flag("keep any startup parameter that the server accepts, and set it where the client goes", own=True)] = False
     transaction_timeout: Annotated[float, Seconds("close a client whose transaction lasts longer; 0 = never")] = 0.0
     unix_socket_dir: Annotated[str, Text("directory of the unix socket, and of servers without host; empty = none, @x = abstract", changeable=False)] = "/tmp"
     unix_socket_group: Annotated[str, Text("group of the unix socket; empty = unchanged", changeable=False)] = ""

@@ -1,0 +1,130 @@
+"""Look-ups by auth_query: who is asked for, shared by logins that want the same, kept for auth_query_cache_ttl.
+
+Knows the settings and the pools; one look-up on the wire is session/auth_query.py. Whatever is odd refuses the login.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from pgpool_proxy import errors, log
+from pgpool_proxy.auth.exchange import Secret
+from pgpool_proxy.errors import Report
+from pgpool_proxy.pool.registry import Database
+from pgpool_proxy.session.auth_query import AuthQuery
+from pgpool_proxy.settings import resolve
+from pgpool_proxy.settings.entries import DatabaseEntry
+
+if TYPE_CHECKING:
+    from pgpool_proxy.process.worker import Worker
+
+MAX_KEPT: Final = 10_000  # answers, and secrets for logging in to servers: some 200 bytes each
+Question: TypeAlias = tuple[str, str, str, str]  # database, user that asks, query, user asked for
+Done: TypeAlias = Callable[[Secret | None, Report | None, float], None]
+
+
+class Lookups:
+    """All look-ups of this process."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._answers: dict[Question, tuple[float, Secret]] = {}  # until when
+        self._under_way: dict[Question, list[Done]] = {}
+        self._secrets: dict[tuple[str, str], Secret] = {}  # (database, user): to log in to servers
+        self.usual_secret = "scram"  # the kind of the last one that was found
+
+    def __repr__(self) -> str:
+        return f"<Lookups answers={len(self._answers)} under_way={len(self._under_way)}>"
+
+    def forget(self) -> None:
+        """RELOAD and RECONNECT: every answer is to be asked for anew."""
+        self._answers.clear()
+
+    def forget_user(self, user: str) -> None:
+        """A password did not match: it may have been changed."""
+        for question in [question for question in self._answers if question[3] == user]:
+            del self._answers[question]
+
+    def secret(self, database: str, user: str) -> Secret | None:
+        """What the last look-up for a login to `database` has found: for the servers of that user."""
+        return self._secrets.get((database, user))
+
+    def question(self, database: Database, user: str) -> Question | Report | None:
+        """What is to be asked for a login; None where no auth_user is set; a report where it cannot be asked."""
+        config = self._worker.config
+        entry = config.database(database.name) or DatabaseEntry(database.name)
+        asker = resolve.auth_user(config, entry)
+        if asker is None:
+            return None
+        name = resolve.auth_dbname(config, entry)
+        if name == database.name and database.is_admin:
+            return None  # the console has no servers: set auth_dbname
+        where = self._worker.registry.database(name)
+        if where is None or where.is_admin:
+            log.get_logger().error(f'authentication database "{name}" is not configured')
+            return errors.BOUNCER_CONFIG
+        if where.disabled:
+            return errors.DATABASE_DISABLED.saying(f'authentication database "{name}" is disabled')
+        return name, asker, resolve.auth_query(config, entry), user
+
+    def ask(self, question: Question, database: Database, done: Done) -> None:
+        """`done(secret, None)`: found; `done(None, None)`: there is no such user; `done(None, report)`: no answer."""
+        now = monotonic()
+        until, kept = self._answers.get(question, (0.0, None))
+        if kept is not None and now < until:
+            self._keep_for_servers(database.name, question[3], kept)
+            done(kept, None, now)
+            return
+
+        def remember_and_tell(secret: Secret | None, report: Report | None, at: float) -> None:
+            self._keep_for_servers(database.name, question[3], secret)
+            done(secret, report, at)
+
+        waiting = self._under_way.get(question)
+        if waiting is not None:
+            waiting.append(remember_and_tell)
+            return
+        self._under_way[question] = [remember_and_tell]
+        worker = self._worker
+        where = worker.registry.database(question[0])
+        if where is None:
+            raise errors.IllegalTransition(f"auth_query: {question[0]} has gone")
+        loop = asyncio.get_running_loop()
+
+        def ended(query: AuthQuery) -> None:
+            loop.call_soon(self._ended, question, query)
+
+        pool = worker.registry.pool_of(where, question[1])
+        AuthQuery(worker.context, pool, question[2], question[3], ended, now).begin(now)
+
+    def _ended(self, question: Question, query: AuthQuery) -> None:
+        """Not from within the link that brought the answer: the server is given back here."""
+        now = monotonic()
+        waiting = self._under_way.pop(question, [])
+        query.leave(now)
+        secret: Secret | None = None
+        report: Report | None = None
+        if query.problem:
+            log.get_logger().error(f"auth_query for user {question[3]} in database {question[0]} failed: {query.problem}")
+            report = errors.BOUNCER_CONFIG
+        elif query.found and query.secret is not None:
+            secret = Secret.of(query.secret)
+            self.usual_secret = secret.kind
+            ttl = self._worker.config.settings.auth_query_cache_ttl
+            if ttl > 0:
+                if len(self._answers) >= MAX_KEPT:
+                    self._answers.clear()
+                self._answers[question] = now + ttl, secret
+        for done in waiting:
+            done(secret, report, now)
+
+    def _keep_for_servers(self, database: str, user: str, secret: Secret | None) -> None:
+        if secret is None:
+            self._secrets.pop((database, user), None)
+            return
+        if len(self._secrets) >= MAX_KEPT:
+            self._secrets.clear()
+        self._secrets[database, user] = secret

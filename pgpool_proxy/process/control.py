@@ -1,0 +1,3 @@
+class WorkerControl:
+    def __init__(self, worker): pass
+    def tick(self, now): pass

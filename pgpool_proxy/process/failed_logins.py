@@ -1,0 +1,56 @@
+"""Addresses whose logins fail: auth_failure_delay slows them down, auth_failure_ban refuses them for a while.
+
+Knows addresses and times only. Clients of the unix socket are no strangers: they are neither counted nor refused.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+FAILURES: Final = 10  # failed logins in a row until an address is refused
+MAX_ADDRESSES: Final = 10_000  # what is remembered at most: an attacker with more addresses than that is not slowed down
+
+
+class FailedLogins:
+    """How often the last logins of an address failed."""
+
+    def __init__(self) -> None:
+        self.delay_s: float = 0.0
+        self.ban_s: float = 0.0
+        self._failed: dict[str, tuple[int, float]] = {}  # address -> failures in a row, when the last one was
+
+    def __repr__(self) -> str:
+        return f"<FailedLogins addresses={len(self._failed)}>"
+
+    def configure(self, delay_s: float, ban_s: float) -> None:
+        self.delay_s = delay_s
+        self.ban_s = ban_s
+        if ban_s <= 0:
+            self._failed.clear()
+
+    def is_banned(self, address: str, now: float) -> bool:
+        """True while logins of this address are refused unheard."""
+        if not self._failed:
+            return False
+        failures, last = self._failed.get(address, (0, 0.0))
+        if failures < FAILURES:
+            return False
+        if now - last < self.ban_s:
+            return True
+        del self._failed[address]
+        return False
+
+    def failed(self, address: str, now: float) -> bool:
+        """Count a failed login. True: this one was the last straw."""
+        if self.ban_s <= 0:
+            return False
+        failures, last = self._failed.pop(address, (0, now))
+        failures = 1 if now - last >= self.ban_s else failures + 1
+        if len(self._failed) >= MAX_ADDRESSES:
+            del self._failed[next(iter(self._failed))]  # the one that failed longest ago
+        self._failed[address] = failures, now
+        return failures == FAILURES
+
+    def succeeded(self, address: str) -> None:
+        if self._failed:
+            self._failed.pop(address, None)

@@ -1,0 +1,294 @@
+"""How clients have to prove themselves: auth_type or a rule, what is known of the user, and the exchange that follows.
+
+The way of a login: `start` (may it try at all?) -> a method, by auth_type or by an HBA rule -> the user's secret, from
+auth_file or by auth_query -> `ClientLogin.admitted` with the exchange. Each arrow may take a while (host names, look-ups), so
+the login is asked at each whether it still lives. What must not leak (an unknown user, an unknown database) is told only
+after the proof, in the words of a wrong password. Must not know messages nor sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from pgpool_proxy import errors
+from pgpool_proxy.auth.exchange import Secret, ServerExchange, server_exchange
+from pgpool_proxy.auth.hba import HbaRule
+from pgpool_proxy.auth.plain import OpenExchange, OutsideExchange
+from pgpool_proxy.errors import AuthenticationFailed, ConfigError, Report
+from pgpool_proxy.pool.registry import Database
+from pgpool_proxy.process.auth_query import Lookups
+from pgpool_proxy.process.failed_logins import FAILURES, FailedLogins
+from pgpool_proxy.process.outside import Outside, Question
+from pgpool_proxy.process.rules import Rules
+from pgpool_proxy.session.client_login import ClientLogin
+from pgpool_proxy.session.client_session import ClientSession
+from pgpool_proxy.session.context import Admission
+
+if TYPE_CHECKING:
+    from pgpool_proxy.process.worker import Worker
+
+ADMIN_DATABASE: Final = "pgbouncer"
+NONCE_SIZE: Final = 18
+MD5_SALT_SIZE: Final = 4
+TLS_MODES: Final = frozenset({"require", "verify-ca", "verify-full"})
+NEEDS_NO_SECRET: Final = frozenset({"any", "reject", "ldap", "pam"})
+MAX_TYPED: Final = 10_000  # passwords that LDAP or PAM said are right, kept to log in to servers
+NO_REPLICATION: Final = frozenset({b"", b"false", b"no", b"off", b"0"})
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a login has to prove itself, as far as it is decided."""
+
+    name: str
+    rule: HbaRule | None
+    database: Database | None
+    refusal: Report | None
+
+    @property
+    def map(self) -> str:
+        return self.rule.map if self.rule is not None else ""
+
+
+class Logins:
+    """The logins of a worker's clients."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._process_secret = os.urandom(32)
+        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="accounts")
+        self.rules = Rules(worker.tasks)
+        self.lookups = Lookups(worker)
+        self.failed = FailedLogins()
+        self.outside = Outside()
+        self._typed: dict[str, Secret] = {}
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.outside.close()
+
+    def forget(self) -> None:
+        """The secrets may have changed."""
+        self.lookups.forget()
+        self._typed.clear()
+
+    def typed(self, user: str) -> Secret | None:
+        """The password that LDAP or PAM found right at the user's last login."""
+        return self._typed.get(user)
+
+    # --- may it try at all? -----------------------------------------------------------------------------------------------
+    def start(self, login: ClientLogin, now: float) -> None:
+        """A StartupMessage is complete."""
+        worker = self._worker
+        session = login.session
+        settings = worker.config.settings
+        is_admin = login.database_name == ADMIN_DATABASE
+        report: Report | None = None
+        database = worker.registry.database(login.database_name)
+        if worker.closing is not None and not (is_admin and session.is_unix):
+            report = worker.closing
+        elif settings.client_tls_sslmode in TLS_MODES and not session.tls and not session.is_unix:
+            report = errors.SSL_REQUIRED
+        elif not session.is_unix and self.failed.is_banned(session.address, now):
+            report = errors.TOO_MANY_FAILURES
+        elif login.replication.lower() not in NO_REPLICATION:
+            report = errors.UNSUPPORTED_PARAMETER.saying("unsupported startup parameter: replication")
+        elif database is not None:
+            report = worker.registry.admit(session, database, worker.registry.user(login.user))
+        if report is not None:
+            session.fail(report, now)
+            return
+        refusal: Report | None = None
+        if database is None:
+            refusal = errors.NO_SUCH_DATABASE.saying(f"no such database: {login.database_name}")
+        elif database.disabled:
+            refusal = errors.DATABASE_DISABLED.saying(f'database "{database.name}" is disabled')
+        method = Method(settings.auth_type, None, database, refusal)
+        if is_admin:
+            login.is_admin = login.user in worker.admin_users
+            if session.is_unix and login.user == ADMIN_DATABASE and session.peer_uid == os.getuid():
+                login.is_admin = True
+                self._admit(login, OpenExchange(None), method, now)
+                return
+            if not login.is_admin and login.user not in worker.stats_users:
+                method = replace(method, refusal=errors.NOT_ALLOWED)
+        self._find_method(login, method, now)
+
+    # --- the method -------------------------------------------------------------------------------------------------------
+    def _find_method(self, login: ClientLogin, method: Method, now: float) -> None:
+        if method.name != "hba":
+            self._find_secret(login, method, now)
+            return
+
+        def found(rule: HbaRule | None) -> None:
+            at = monotonic()
+            if rule is None:
+                login.session.fail(errors.NO_AUTH_METHOD, at)
+            else:
+                self._find_secret(login, replace(method, name=rule.method, rule=rule), at)
+
+        self.rules.find(login, found)
+
+    # --- the secret -------------------------------------------------------------------------------------------------------
+    def _find_secret(self, login: ClientLogin, method: Method, now: float) -> None:
+        known = self._worker.users.get(login.user)
+        database = method.database
+        if method.name in NEEDS_NO_SECRET or database is None or (known is not None and not known.is_empty):
+            self._prove(login, method, known, now)
+            return
+        question = self.lookups.question(database, login.user)
+        if question is None or (known is not None and method.name in {"trust", "cert", "peer"}):
+            self._prove(login, method, known, now)
+            return
+        if isinstance(question, Report):
+            login.session.fail(question, now)
+            return
+
+        def told(secret: Secret | None, report: Report | None, at: float) -> None:
+            if not is_alive(login):
+                return
+            if report is not None:
+                login.session.fail(report, at)
+            else:
+                self._prove(login, method, secret, at)
+
+        self.lookups.ask(question, database, told)
+
+    # --- the exchange -----------------------------------------------------------------------------------------------------
+    def _prove(self, login: ClientLogin, method: Method, secret: Secret | None, now: float) -> None:
+        if method.name == "peer":
+            self._prove_by_account(login, method, secret is not None)
+        elif method.name == "cert":
+            names = login.certificate_names
+            proved = secret is not None and self._certificate_is_for(login.user, names, method.map)
+            self._admit(login, OpenExchange(None if proved else errors.CERT_FAILED), method, now)
+        elif method.name in {"ldap", "pam"}:
+            report = errors.LDAP_FAILED if method.name == "ldap" else errors.PAM_FAILED
+            login.outside = self._question(login, method)
+            self._admit(login, OutsideExchange(report), method, now)
+        else:
+            self._prove_by_secret(login, method, secret, now)
+
+    def _prove_by_secret(self, login: ClientLogin, method: Method, secret: Secret | None, now: float) -> None:
+        worker = self._worker
+        name, refusal = method.name, method.refusal
+        if name == "any" and method.database is not None and method.database.forced_user is None:
+            refusal = errors.BOUNCER_CONFIG  # the user's name means nothing, so there is nobody to log in to servers as
+        usual = self.lookups.usual_secret if worker.config.settings.auth_user else worker.usual_secret
+        try:
+            exchange = server_exchange(
+                name,
+                login.user,
+                secret,
+                secret is not None,
+                salt=lambda: os.urandom(MD5_SALT_SIZE),
+                nonce=lambda: os.urandom(NONCE_SIZE),
+                process_secret=self._process_secret,
+                scram_iterations=worker.config.settings.scram_iterations,
+                channel_binding=login.channel_binding,
+                mock_kind=usual,
+            )
+        except ConfigError as error:
+            worker.host.logger(login.session).warning(str(error))
+            login.session.fail(errors.BOUNCER_CONFIG, now)
+            return
+        self._admit(login, exchange, replace(method, refusal=refusal), now)
+
+    def _admit(self, login: ClientLogin, exchange: ServerExchange, method: Method, now: float) -> None:
+        login.admitted(Admission(exchange, method.database, method.refusal), now)
+
+    def _certificate_is_for(self, user: str, names: list[str], map_name: str) -> bool:
+        if map_name:
+            return bool(names) and self.rules.ident.match(map_name, names[0], user)
+        return any(matches(name, user) for name in names)
+
+    def _prove_by_account(self, login: ClientLogin, method: Method, known: bool) -> None:
+        """peer: the account at the other end of the unix socket; the user database may be slow to ask."""
+        uid = int(login.session.peer_uid)
+        future = asyncio.get_running_loop().run_in_executor(self._threads, account_name, uid)
+
+        def told(ended: asyncio.Future[str]) -> None:
+            if ended.cancelled() or not is_alive(login):
+                return
+            proved = known and uid >= 0 and self.rules.ident.match(method.map, ended.result(), login.user)
+            self._admit(login, OpenExchange(None if proved else errors.PEER_FAILED), method, monotonic())
+
+        future.add_done_callback(told)
+
+    # --- LDAP and PAM -----------------------------------------------------------------------------------------------------
+    def _question(self, login: ClientLogin, method: Method) -> Question:
+        options = dict(method.rule.options) if method.rule is not None else {}
+        text = self._worker.config.settings.auth_ldap_options if method.rule is None else None
+        return Question(method.name, login.user, login.session.address, options, text or "")
+
+    def inquire(self, login: ClientLogin, password: bytes, done: Callable[[bool, float], None]) -> None:
+        question = login.outside
+        if not isinstance(question, Question):
+            raise errors.IllegalTransition("logins: nobody to ask")
+        logger = self._worker.host.logger(login.session)
+
+        def told(proved: bool, problem: str) -> None:
+            if problem:
+                logger.warning(f"{question.method}: {problem}")
+            if proved:
+                if len(self._typed) >= MAX_TYPED:
+                    self._typed.clear()
+                self._typed[login.user] = Secret.of(password)
+            done(proved, monotonic())
+
+        self.outside.ask(question, password, told)
+
+    # --- the end ----------------------------------------------------------------------------------------------------------
+    def refuse(self, login: ClientLogin, failure: AuthenticationFailed, now: float) -> None:
+        """The proof failed: at once or, with auth_failure_delay, a little later the client is told."""
+        session = login.session
+        self.lookups.forget_user(login.user)
+        logger = self._worker.host.logger(session)
+        logger.info(f"login failed: db={login.database_name} user={login.user}", reason=failure.reason)
+        logger.debug(f"why the login failed: {failure.reason}")
+        if not session.is_unix and self.failed.failed(session.address, now):
+            logger.warning(f"{FAILURES} failed logins in a row: {session.address} is refused for {self.failed.ban_s:g} s")
+        delay = self.failed.delay_s
+        if delay <= 0 or session.is_unix:
+            session.fail(failure.report, now)
+            return
+        asyncio.get_running_loop().call_later(delay, self._tell, session, failure.report)
+
+    def _tell(self, session: ClientSession, report: Report) -> None:
+        session.fail(report, monotonic())
+
+    def proved(self, login: ClientLogin) -> None:
+        if not login.session.is_unix:
+            self.failed.succeeded(login.session.address)
+
+
+def is_alive(login: ClientLogin) -> bool:
+    """False when the client has left while somebody was asked about it."""
+    return login.session.login is login and not login.session.is_closed
+
+
+def account_name(uid: int) -> str:
+    """The system user's name, or nothing."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return ""
+
+
+def matches(name: str, user: str) -> bool:
+    """A name of a certificate and a user: the same, or *.example.com and one label before .example.com."""
+    if not name or "\0" in name:
+        return False
+    if name == user:
+        return True
+    if not name.startswith("*.") or name.count(".") < 2:
+        return False
+    label, dot, rest = user.partition(".")
+    return bool(label and dot) and rest == name[2:]

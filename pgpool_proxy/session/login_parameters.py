@@ -1,0 +1,119 @@
+"""The parameters of a client's StartupMessage: which are its own, which are refused, and how the server spells them.
+
+A client may ask for `client_encoding=utf-8` or `DateStyle=iso`; a server reports `UTF8` and `ISO, MDY`. What a value becomes is
+learned from a server once and kept for the pool (`Spellings`); a value that no server accepts refuses the login, with the
+server's own error, as on a server of one's own.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from pgpool_proxy import errors
+from pgpool_proxy.session.parameters import Parameters, TrackedParameters, parse_options
+
+if TYPE_CHECKING:
+    from pgpool_proxy.session.context import Context
+
+NOT_PARAMETERS: Final = ("user", "database", "options", "replication")
+MAX_SPELLINGS: Final = 1000  # values whose spelling is kept for one pool
+MAX_EXTRAS: Final = 64  # untracked parameters of one client
+PLAIN_NAME: Final = re.compile(rb"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)?").fullmatch
+
+
+class LoginParameters:
+    """What one client asks for: `own` are tracked parameters, `extras` others that are kept for it, sorted by name."""
+
+    def __init__(self) -> None:
+        self.own: dict[bytes, bytes] = {}
+        self.extras: tuple[tuple[bytes, bytes], ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.own and not self.extras
+
+    def collect(self, context: Context, given: dict[str, bytes]) -> None:
+        """Sort the parameters of a StartupMessage. Raises `ProtocolViolation` for those that are not supported."""
+        extras: dict[bytes, bytes] = {}
+        for name, value in given.items():
+            if name not in NOT_PARAMETERS:
+                self._take(context, name.encode("utf-8", "replace"), value, "startup parameter", extras)
+        options = given.get("options", b"")
+        if options:
+            pairs = parse_options(options)
+            if pairs is not None:
+                for option, value in pairs:
+                    self._take(context, option, value, "startup parameter in options", extras)
+            elif "options" not in context.ignored_parameters:
+                raise errors.ProtocolViolation(
+                    errors.UNSUPPORTED_PARAMETER.saying(
+                        "unsupported options startup parameter: only '-c config=val' and '--config=val' are allowed"
+                    )
+                )
+        if len(extras) > MAX_EXTRAS:
+            raise errors.ProtocolViolation(errors.UNSUPPORTED_PARAMETER.saying("too many startup parameters"))
+        self.extras = tuple(sorted(extras.items()))
+
+    def _take(self, context: Context, name: bytes, value: bytes, what: str, extras: dict[bytes, bytes]) -> None:
+        if context.tracked.index(name) >= 0:
+            self.own[name] = value
+            return
+        shown = name.decode("utf-8", "replace")
+        ignored = context.ignored_parameters
+        if shown in ignored or (what != "startup parameter" and "options" in ignored):
+            return
+        if context.track_startup_parameters and PLAIN_NAME(name) is not None:
+            extras[name.lower()] = value
+            return
+        raise errors.ProtocolViolation(errors.UNSUPPORTED_PARAMETER.saying(f"unsupported {what}: {shown}"))
+
+
+class Spellings:
+    """How the servers of one pool spell the values that clients have asked for."""
+
+    def __init__(self, tracked: TrackedParameters, base: Parameters) -> None:
+        self._tracked: TrackedParameters = tracked
+        self._base: Parameters = base
+        self._known: dict[tuple[bytes, bytes], bytes] = {}
+
+    def parameters_of(self, asked: LoginParameters) -> Parameters:
+        """The client's values, as far as they are known in the servers' spelling."""
+        if asked.is_empty:
+            return self._base
+        own: dict[bytes, bytes] = {}
+        for name, value in asked.own.items():
+            spelled = self._spelled(name, value)
+            own[name] = value if spelled is None else spelled
+        return self._tracked.with_extras(self._tracked.overlaid(self._base, own), asked.extras)
+
+    def must_ask(self, asked: LoginParameters) -> bool:
+        """Is there a value whose spelling, or whose being accepted at all, only a server knows?"""
+        for name, value in asked.own.items():
+            if self._spelled(name, value) is None:
+                return True
+        for name, value in asked.extras:
+            if (name, value) not in self._known:
+                return True
+        return False
+
+    def learn(self, asked: LoginParameters, answered: Parameters) -> None:
+        """A server has taken all of `asked`, and reports `answered`."""
+        if len(self._known) > MAX_SPELLINGS:
+            self._known.clear()
+        for name, value in asked.own.items():
+            spelled = answered.values[self._tracked.index(name)]
+            if spelled is not None:
+                self._known[(name.lower(), value)] = spelled
+        for name, value in asked.extras:
+            self._known[(name, value)] = value
+
+    def _spelled(self, name: bytes, value: bytes) -> bytes | None:
+        base = self._base.values[self._tracked.index(name)]
+        lower = name.lower()
+        if lower == b"application_name":
+            if len(value) < 64 and value.isascii():
+                return value
+        elif base is not None and value.lower() == base.lower():
+            return base
+        return self._known.get((lower, value))
