@@ -24,7 +24,6 @@ from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.session.client_login import POOL, ClientLogin
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.context import Context
-from pgpool_proxy.session.login_parameters import LoginParameters
 from pgpool_proxy.wire import backend, frontend
 from pgpool_proxy.wire.codes import (
     BIND,
@@ -111,7 +110,7 @@ class AuthQuery:
         if parameters is None:
             return
         session.login = None
-        session.parameters = session.context.welcome_of(self.pool, parameters).spellings.parameters_of(LoginParameters())
+        session.parameters = session.context.welcome_of(self.pool, parameters).base
         value = len(self.user).to_bytes(4, "big") + self.user
         session.received(
             b"".join(
