@@ -94,6 +94,9 @@ class Connector:
         except (OSError, ValueError) as error:
             self._failed(session, error)
             return
+        except Exception as error:
+            self.crashed(session, error, monotonic())
+            return
         if session.is_closed:
             transport.abort()
             return
@@ -152,8 +155,10 @@ class Connector:
     async def _open_cancel(self, session: CancelSession) -> None:
         try:
             transport = await self._reach(CancelConnection(session), session.pool, session.host, session.port)
-        except (OSError, ValueError) as error:
+        except Exception as error:
             session.disconnect(errors.CONNECT_FAILED.with_detail(str(error)), monotonic())
+            if not isinstance(error, (OSError, ValueError)):
+                raise
             return
         if session.is_closed:
             transport.abort()

@@ -27,6 +27,7 @@ def switch_user(name: str | None) -> None:
         raise ConfigError(f'there is no user "{name}"', key="user") from None
     if account.pw_uid == 0:
         raise ConfigError("the user to switch to is root, too", key="user")
+    "localhost".encode("idna")  # loads the codec that look-ups of host names need: the account may not read our libraries
     os.setgroups([group.gr_gid for group in grp.getgrall() if name in group.gr_mem])
     os.setgid(account.pw_gid)
     os.setuid(account.pw_uid)
