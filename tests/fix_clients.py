@@ -14,6 +14,7 @@ import pytest
 from fix_postgres import Postgres
 from fix_proxy import Proxy
 from fix_raw import GSSENC_REQUEST, SSL_REQUEST, MakeRawClient, Message, RawClient, query, request
+from fix_wait import wait_until
 
 
 class Database:
@@ -135,3 +136,17 @@ def refusal(client: RawClient, **keywords: Any) -> dict[str, str]:
     fields = error(client.login(**keywords)[-1:])
     assert client.is_closed()
     return fields
+
+
+def assert_whole(proxy: Proxy, database: Database, login: Login, size: int) -> None:
+    """The pool of trust_user has lost nothing: `size` clients can hold a server each, and none was left in a transaction."""
+    assert proxy.is_running()
+    wait_until(lambda: {row["state"] for row in database.servers()} <= {"idle"}, what="no server is at work")
+    clients = [login(proxy) for _ in range(size)]
+    for client in clients:
+        ask(client, "begin; select pg_backend_pid()")
+    assert len({answer(client) for client in clients}) == size
+    for client in clients:
+        run(client, "rollback")
+        client.close()
+    assert len(database.pids()) <= size
