@@ -144,7 +144,10 @@ class WorkerHost:
             return
         if self._worker.config.settings.log_disconnections:
             age = int(now - session.connect_time)
-            self.logger(session).info(f"closing because: {report.message} (age={age}s)", reason=report.message, age=age)
+            detail = f": {report.detail}" if report.detail else ""
+            self.logger(session).info(
+                f"closing because: {report.message}{detail} (age={age}s)", reason=report.message, age=age
+            )
 
     def notify(self, session: ClientSession, report: Report) -> None:
         if self._worker.config.settings.log_pooler_errors:

@@ -1,0 +1,403 @@
+"""TLS with clients: every mode, what is refused, channel binding, direct TLS, and new certificates by RELOAD."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import psycopg
+import pytest
+from fix_clients import Login
+from fix_postgres import environment
+from fix_proxy import MakeProxy, Proxy
+from fix_raw import GSSENC_REQUEST, SSL_REQUEST, MakeRawClient, Peer, RawClient, request, startup_message
+from fix_tls import Certificates, reload_by_signal
+from fix_wait import LOOPBACK
+
+TLS_MODES = ("allow", "prefer", "require")
+SSL = request(SSL_REQUEST)
+
+
+@pytest.fixture
+def tls_proxy(make_proxy: MakeProxy, certificates: Certificates) -> Proxy:
+    return make_proxy(
+        client_tls_sslmode="require",
+        auth_type="scram-sha-256",
+        pool_mode="transaction",
+        **certificates.settings(ca=True),
+    )
+
+
+_opened: list[socket.socket] = []
+
+
+@pytest.fixture(autouse=True)
+def _close_sockets() -> Iterator[None]:
+    yield
+    for sock in _opened:
+        sock.close()
+    _opened.clear()
+
+
+def kept(sock: socket.socket) -> socket.socket:
+    """Closed after the test."""
+    _opened.append(sock)
+    return sock
+
+
+def wrapped(sock: socket.socket, context: ssl.SSLContext) -> RawClient:
+    """The client's end of a handshake on `sock`."""
+    return RawClient(kept(context.wrap_socket(sock, server_hostname="localhost")), 10)
+
+
+def upgraded(port: int, context: ssl.SSLContext, first: bytes = SSL) -> RawClient:
+    """A client after its handshake."""
+    sock = kept(socket.create_connection((LOOPBACK, port), timeout=10))
+    if first:
+        sock.sendall(first)
+        assert sock.recv(1) == b"S"
+    return wrapped(sock, context)
+
+
+def scram(proxy: Proxy, certificates: Certificates, **keywords: object) -> Any:
+    return proxy.connect(
+        **{
+            "user": "scram_user",
+            "password": "scram-secret",
+            "host": "localhost",
+            "hostaddr": LOOPBACK,
+            "sslmode": "verify-full",
+            "sslrootcert": certificates.ca,
+            **keywords,
+        }
+    )
+
+
+# --- modes ----------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("client", ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"])
+@pytest.mark.parametrize("mode", ["disable", *TLS_MODES])
+def test_each_mode_of_each_side_agrees_on_tls_as_with_postgresql(
+    make_proxy: MakeProxy, certificates: Certificates, mode: str, client: str
+) -> None:
+    proxy = make_proxy(client_tls_sslmode=mode, **certificates.settings())
+    keywords: dict[str, object] = {"sslmode": client, "host": "localhost", "hostaddr": LOOPBACK, "gssencmode": "disable"}
+    if client.startswith("verify"):
+        keywords["sslrootcert"] = certificates.ca
+    wants, must = client not in ("disable", "allow"), client not in ("disable", "allow", "prefer")
+    if mode == "disable" and must:
+        with pytest.raises(psycopg.OperationalError, match="does not support SSL"):
+            proxy.connect(**keywords)
+        return
+    if mode == "require" and client == "disable":
+        with pytest.raises(psycopg.OperationalError, match="SSL required"):
+            proxy.connect(**keywords)
+        return
+    connection = proxy.connect(**keywords)
+    encrypted = mode != "disable" and (wants or mode == "require")
+    assert connection.pgconn.ssl_in_use == encrypted
+    assert connection.execute("select 1").fetchone() == (1,)
+    attempts = [line for line in proxy.log().splitlines() if "login attempt" in line]
+    assert ("tls=TLSv1.3/TLS_AES_256_GCM_SHA384" in attempts[-1]) == encrypted
+
+
+def test_a_client_that_checks_the_name_refuses_our_certificate_of_another(
+    make_proxy: MakeProxy, certificates: Certificates
+) -> None:
+    proxy = make_proxy(client_tls_sslmode="require", **certificates.settings(pair=certificates.other_name))
+    with pytest.raises(psycopg.OperationalError, match="other.example.com"):
+        proxy.connect(sslmode="verify-full", sslrootcert=certificates.ca, host="localhost", hostaddr=LOOPBACK)
+
+
+def test_the_unix_socket_needs_no_tls(tls_proxy: Proxy) -> None:
+    connection = tls_proxy.connect(host=tls_proxy.directory, user="scram_user", password="scram-secret")
+    assert connection.execute("select 1").fetchone() == (1,)
+
+
+def test_tls_versions_are_those_of_the_setting(make_proxy: MakeProxy, certificates: Certificates) -> None:
+    proxy = make_proxy(client_tls_sslmode="require", client_tls_protocols="tlsv1.2", **certificates.settings())
+    context = certificates.client_context()
+    client = upgraded(proxy.port, context)
+    assert client.socket.version() == "TLSv1.2"  # type: ignore[attr-defined]
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        upgraded(proxy.port, context)
+    assert proxy.wait_log("TLS handshake failed")
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"client_tls_cert_file": "/nonexistent.crt"}, "No such file"),
+        ({"client_tls_key_file": ""}, "client_tls_key_file"),
+        ({"client_tls_protocols": "tlsv9"}, "client_tls_protocols"),
+        ({"client_tls_ciphers": "NO-SUCH-CIPHER"}, "client_tls_ciphers"),
+        ({"client_tls_sslmode": "verify-full"}, "client_tls_ca_file"),
+        ({"client_tls_ecdhcurve": "no-curve"}, "client_tls_ecdhcurve"),
+    ],
+)
+def test_a_setup_that_cannot_work_keeps_it_from_starting(
+    make_proxy: MakeProxy, certificates: Certificates, settings: dict[str, object], problem: str
+) -> None:
+    proxy = make_proxy(start=False, **{"client_tls_sslmode": "require", **certificates.settings(), **settings})
+    assert proxy.run_to_end() == 1
+    assert problem in proxy.log()
+
+
+# --- what is never taken for encrypted ------------------------------------------------------------------------------------
+def test_cve_2021_3935_bytes_behind_the_ssl_request_close_the_connection(
+    tls_proxy: Proxy, make_raw_client: MakeRawClient
+) -> None:
+    client = make_raw_client(tls_proxy.port)
+    client.send(SSL, startup_message())
+    found = client.read_to_end()
+    assert [one.type for one in found] in ([b"E"], [])
+    assert tls_proxy.wait_log("received unencrypted data after SSL request")
+
+
+def test_cve_2021_23214_bytes_between_answer_and_handshake_are_no_encrypted_ones(
+    tls_proxy: Proxy, make_raw_client: MakeRawClient
+) -> None:
+    client = make_raw_client(tls_proxy.port)
+    client.send(SSL)
+    assert client.read_bytes(1) == b"S"
+    client.send(startup_message(user="scram_user"))
+    rest = b""
+    try:
+        while chunk := client.socket.recv(1000):
+            rest += chunk
+    except ConnectionResetError:
+        pass
+    assert rest[:1] in (b"", b"\x15")  # nothing, or an alert of TLS: no word in clear
+    assert tls_proxy.wait_log("TLS handshake failed")
+    assert not tls_proxy.log_contains("login attempt")
+
+
+def test_requests_for_encryption_are_answered_once_each(tls_proxy: Proxy, certificates: Certificates) -> None:
+    sock = kept(socket.create_connection((LOOPBACK, tls_proxy.port), timeout=10))
+    sock.sendall(request(GSSENC_REQUEST))
+    assert sock.recv(1) == b"N"
+    sock.sendall(SSL)
+    assert sock.recv(1) == b"S"
+    client = wrapped(sock, certificates.client_context())
+    client.send(SSL)
+    assert client.read_message().fields()["M"] == "unexpected packet"
+    assert client.is_closed()
+
+
+def test_a_handshake_that_never_ends_meets_client_login_timeout_and_delays_nobody(
+    make_proxy: MakeProxy, certificates: Certificates, make_raw_client: MakeRawClient
+) -> None:
+    proxy = make_proxy(client_tls_sslmode="allow", client_login_timeout=1, **certificates.settings())
+    slow: list[Peer] = []
+    for sent in (b"", SSL, b"\x16", b"\x16\x03\x01\x02"):
+        client = make_raw_client(proxy.port)
+        client.send(sent)
+        if sent == SSL:
+            assert client.read_bytes(1) == b"S"
+            client.send(b"\x16\x03\x01")
+        slow.append(client)
+    assert proxy.sql("select 1") == [(1,)]
+    for client in slow:
+        rest = client.socket.recv(1000)
+        assert rest == b"" or (client is slow[0] and rest[:1] == b"E")
+    assert proxy.sql("select 1", sslmode="require") == [(1,)]
+
+
+# --- SCRAM-SHA-256-PLUS ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("binding", ["disable", "prefer", "require"])
+def test_psycopg_binds_to_the_channel(tls_proxy: Proxy, certificates: Certificates, binding: str) -> None:
+    connection = scram(tls_proxy, certificates, channel_binding=binding)
+    assert connection.execute("select current_user").fetchone() == ("scram_user",)
+
+
+def psql(proxy: Proxy, certificates: Certificates, **keywords: object) -> subprocess.CompletedProcess[str]:
+    dsn = psycopg.conninfo.make_conninfo(
+        host="localhost", hostaddr=LOOPBACK, port=proxy.port, dbname="app", user="scram_user", **keywords
+    )
+    return subprocess.run(
+        ["psql", "-X", "-A", "-t", "-c", "select 7", dsn],
+        env={**environment(), "PGPASSWORD": "scram-secret"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+@pytest.mark.parametrize("binding", ["disable", "prefer", "require"])
+@pytest.mark.parametrize("sslmode", ["require", "verify-ca", "verify-full"])
+def test_psql_binds_to_the_channel(tls_proxy: Proxy, certificates: Certificates, sslmode: str, binding: str) -> None:
+    done = psql(tls_proxy, certificates, sslmode=sslmode, sslrootcert=certificates.ca, channel_binding=binding)
+    assert (done.stdout, done.stderr) == ("7\n", "")
+
+
+def test_who_requires_channel_binding_is_not_content_with_md5(make_proxy: MakeProxy, certificates: Certificates) -> None:
+    proxy = make_proxy(client_tls_sslmode="require", auth_type="plain", **certificates.settings())
+    with pytest.raises(psycopg.OperationalError, match="channel binding"):
+        scram(proxy, certificates, channel_binding="require")
+
+
+async def test_asyncpg_logs_in_over_tls(tls_proxy: Proxy, certificates: Certificates) -> None:
+    connection = await asyncpg.connect(
+        host="localhost", port=tls_proxy.port, user="scram_user", password="scram-secret", database="app",
+        ssl=certificates.client_context(), statement_cache_size=0,
+    )  # fmt: skip
+    assert await connection.fetchval("select 7") == 7
+    await connection.close()
+
+
+# --- direct TLS -----------------------------------------------------------------------------------------------------------
+def direct(port: int, certificates: Certificates, alpn: list[str], chop: int = 0) -> RawClient:
+    """A client that begins with its ClientHello, at once or in pieces."""
+    context = certificates.client_context()
+    if alpn:
+        context.set_alpn_protocols(alpn)
+    sock = kept(socket.create_connection((LOOPBACK, port), timeout=10))
+    if not chop:
+        return wrapped(sock, context)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    connection = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    done = False
+    while not done:
+        try:
+            connection.do_handshake()
+            done = True
+        except ssl.SSLWantReadError:
+            pass
+        data = outgoing.read()
+        for start in range(0, len(data), chop):
+            sock.sendall(data[start : start + chop])
+        if not done:
+            incoming.write(sock.recv(65536))
+    connection.write(startup_message())
+    sock.sendall(outgoing.read())
+    return RawClient(sock, 10)
+
+
+def test_direct_tls_logs_in_with_alpn(make_proxy: MakeProxy, certificates: Certificates) -> None:
+    proxy = make_proxy(client_tls_sslmode="allow", **certificates.settings())
+    client = direct(proxy.port, certificates, ["postgresql"])
+    assert client.socket.selected_alpn_protocol() == "postgresql"  # type: ignore[attr-defined]
+    assert client.login()[-1].type == b"Z"
+    assert [one.type for one in client.query("select 1")] == [b"T", b"D", b"C", b"Z"]
+    assert proxy.wait_log("login attempt: db=app user=trust_user tls=TLSv1.3")
+
+
+@pytest.mark.parametrize("chop", [1, 7, 100])
+def test_direct_tls_survives_a_client_hello_in_pieces(
+    make_proxy: MakeProxy, certificates: Certificates, chop: int
+) -> None:
+    proxy = make_proxy(client_tls_sslmode="allow", **certificates.settings())
+    direct(proxy.port, certificates, ["postgresql"], chop)
+    assert proxy.wait_log("login attempt: db=app user=trust_user tls=TLSv1.3")
+
+
+@pytest.mark.parametrize("alpn", [[], ["http/1.1"]])
+def test_direct_tls_without_alpn_is_refused(
+    make_proxy: MakeProxy, certificates: Certificates, alpn: list[str]
+) -> None:
+    proxy = make_proxy(client_tls_sslmode="allow", **certificates.settings())
+    client = direct(proxy.port, certificates, alpn)
+    client.send(startup_message())
+    with pytest.raises((EOFError, ConnectionError, ssl.SSLError)):
+        client.read_message()
+    assert proxy.wait_log("direct TLS without ALPN")
+    assert not proxy.log_contains("login attempt")
+
+
+def test_direct_tls_is_refused_where_there_is_no_tls(proxy: Proxy, make_raw_client: MakeRawClient) -> None:
+    client = make_raw_client(proxy.port)
+    client.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+    assert client.read_message().fields()["M"] == "invalid length of startup packet"
+
+
+# --- certificates of clients ----------------------------------------------------------------------------------------------
+@pytest.fixture
+def cert_proxy(make_proxy: MakeProxy, certificates: Certificates) -> Proxy:
+    return make_proxy(auth_type="cert", client_tls_sslmode="verify-full", **certificates.settings(ca=True))
+
+
+def test_a_certificate_lets_in_the_user_that_it_names(cert_proxy: Proxy, certificates: Certificates) -> None:
+    shown = certificates.client("trust_user")
+    assert cert_proxy.sql("select current_user", sslmode="require", **shown) == [("trust_user",)]
+
+
+@pytest.mark.parametrize("user", ["scram_user", "nobody"])
+def test_a_certificate_lets_in_nobody_else(cert_proxy: Proxy, certificates: Certificates, user: str) -> None:
+    shown = certificates.client("nobody" if user == "nobody" else "trust_user")
+    with pytest.raises(psycopg.OperationalError, match="certificate authentication failed"):
+        cert_proxy.connect(sslmode="require", user=user, **shown)
+
+
+def test_no_certificate_and_one_of_a_stranger_get_no_handshake(cert_proxy: Proxy, certificates: Certificates) -> None:
+    with pytest.raises(psycopg.OperationalError):
+        cert_proxy.connect(sslmode="require", sslcert="/nonexistent")
+    with pytest.raises(psycopg.OperationalError):
+        cert_proxy.connect(sslmode="require", **certificates.client("trust_user", certificates.stranger))
+    assert cert_proxy.wait_log("TLS handshake failed")
+    assert not cert_proxy.log_contains("login attempt")
+
+
+def test_a_wildcard_name_is_for_one_label_of_its_domain(cert_proxy: Proxy, certificates: Certificates) -> None:
+    cert_proxy.users |= {"a.example.com": "x", "a.b.example.com": "x"}
+    cert_proxy.databases = {"app": cert_proxy.databases["*"] + " user=trust_user"}
+    reload_by_signal(cert_proxy)
+    certificate, key = certificates.issue("wild", "*.example.com")
+    own = Path(f"{key}.own")
+    own.write_bytes(key.read_bytes())
+    own.chmod(0o600)
+    shown = {"sslcert": certificate, "sslkey": own, "sslmode": "require"}
+    assert cert_proxy.sql("select 1", user="a.example.com", **shown) == [(1,)]
+    with pytest.raises(psycopg.OperationalError, match="certificate authentication failed"):
+        cert_proxy.connect(user="a.b.example.com", **shown)
+
+
+# --- RELOAD ---------------------------------------------------------------------------------------------------------------
+def fingerprint(port: int, certificates: Certificates) -> bytes:
+    client = upgraded(port, certificates.client_context())
+    shown = client.socket.getpeercert(True)  # type: ignore[attr-defined]
+    client.close()
+    assert shown
+    return bytes(shown)
+
+
+def test_reload_reads_new_certificates_and_drops_nobody(
+    make_proxy: MakeProxy, certificates: Certificates
+) -> None:
+    pair = certificates.issue("renewed", "localhost")
+    proxy = make_proxy(client_tls_sslmode="require", **certificates.settings(pair=pair))
+    connection = proxy.connect(sslmode="require")
+    before = fingerprint(proxy.port, certificates)
+    certificates.issue("renewed", "localhost")
+    reload_by_signal(proxy)
+    assert fingerprint(proxy.port, certificates) != before
+    assert connection.execute("select 1").fetchone() == (1,)
+
+
+def test_broken_files_at_reload_keep_the_old_setup(make_proxy: MakeProxy, certificates: Certificates) -> None:
+    certificate, key = certificates.issue("broken", "localhost")
+    proxy = make_proxy(client_tls_sslmode="require", **certificates.settings(pair=(certificate, key)))
+    before = fingerprint(proxy.port, certificates)
+    key.write_text("this is no key")
+    proxy.settings["default_pool_size"] = 7
+    reload_by_signal(proxy)
+    assert proxy.wait_log("RELOAD failed, the old configuration stays.*could not load")
+    assert fingerprint(proxy.port, certificates) == before
+
+
+def test_binary_garbage_before_login_ends_the_connection_only(tls_proxy: Proxy, certificates: Certificates) -> None:
+    for data in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(300), struct.pack("!i", 2**31 - 1), b"\x16\x03\x01\xff\xff" + bytes(300)):
+        with socket.create_connection((LOOPBACK, tls_proxy.port), timeout=10) as sock:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(1000):
+                pass
+    assert scram(tls_proxy, certificates).execute("select 1").fetchone() == (1,)
