@@ -1,3 +1,579 @@
+"""What the console orders, carried out in this process: the `Control` and the `Source` of admin/control.py.
+
+Theory of operation
+-------------------
+PAUSE marks a database (or the registry) as paused and closes its servers that are not in use; the pool closes the others as
+they are released (`Pool.is_paused`). An order that has to wait for that is kept as a `Waiting`, which each tick of the
+janitor asks whether its time has come. Whoever ends the state that an order waits for (RESUME, a timeout, a cancel) also
+answers the order, so none waits for something that cannot happen any more.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from pgpool_proxy import errors, log
+from pgpool_proxy.admin import control as orders
+from pgpool_proxy.admin.control import ACTIVE, AT_ONCE, PAUSED, SUSPENDED, Done, Row, error
+from pgpool_proxy.admin.show import find_table
+from pgpool_proxy.errors import ConfigError, Report
+from pgpool_proxy.pool.handles import PoolClient, PoolServer
+from pgpool_proxy.pool.pool import Pool
+from pgpool_proxy.pool.registry import Database, Registry
+from pgpool_proxy.pool.states import (
+    CL_LOGIN,
+    SV_ACTIVE,
+    SV_ACTIVE_CANCEL,
+    SV_BEING_CANCELED,
+    SV_IDLE,
+    SV_LOGIN,
+    SV_TESTED,
+    SV_USED,
+)
+from pgpool_proxy.session.client_session import ClientSession
+from pgpool_proxy.session.context import Context
+from pgpool_proxy.session.server_session import ServerSession
+from pgpool_proxy.settings.config import Config
+from pgpool_proxy.settings.reload import set_value
+
+BY_SUSPEND: Final = 8  # why a client is not read: the bits below are the session's own (session/client_session.py)
+UNUSED: Final = (SV_IDLE, SV_USED, SV_LOGIN)  # servers that nobody has: PAUSE closes them at once
+IN_USE: Final = (SV_ACTIVE, SV_TESTED, SV_BEING_CANCELED)
+
+
+class WorkerLike(Protocol):
+    """What is needed of process/worker.py."""
+
+    @property
+    def registry(self) -> Registry: ...
+
+    @property
+    def context(self) -> Context: ...
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def closing(self) -> Report | None: ...
+
+    @property
+    def users(self) -> Iterable[str]: ...
+
+    @property
+    def stats(self) -> Statistics: ...
+
+    def clock(self) -> float: ...
+
+    def wall(self, at: float) -> datetime: ...
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> object: ...
+
+    def reload(self) -> None: ...
+
+    def shutdown(self, mode: str) -> None: ...
+
+    def apply(self, config: Config) -> None: ...
+
+
+class Statistics(Protocol):
+    def totals(self) -> dict[str, tuple[int, ...]]: ...
+
+    def averages(self, database: str) -> tuple[int, ...]: ...
+
+
+class Waiting:
+    """An order that waits: `is_done` says whether its time has come, `undo` takes back what it has changed."""
+
+    def __init__(
+        self,
+        control: WorkerControl,
+        name: str,
+        database: Database | None,
+        is_done: Callable[[], bool],
+        undo: Callable[[], None],
+        done: Done,
+        deadline: float,
+    ) -> None:
+        self.name = name
+        self.database = database
+        self.is_done = is_done
+        self.undo = undo
+        self.deadline = deadline  # 0: never
+        self._control = control
+        self._done: Done | None = done
+
+    def answer(self, report: Report | None) -> None:
+        """Once; nobody is told when the console has gone."""
+        done = self._done
+        self._done = None
+        if done is not None:
+            done(report)
+
+    def cancel(self) -> None:
+        self._control.give_up(self, errors.CANCELED)
+
+    def abandon(self) -> None:
+        self._done = None
+
+    def __repr__(self) -> str:
+        return f"<Waiting {self.name} {self.database.name if self.database is not None else ''}>"
+
+
 class WorkerControl:
-    def __init__(self, worker): pass
-    def tick(self, now): pass
+    """See the module's theory of operation."""
+
+    def __init__(self, worker: WorkerLike) -> None:
+        self._worker = worker
+        self._waiting: list[Waiting] = []
+        self._suspended_by: object | None = None
+        self._suspended: list[ClientSession | ServerSession] = []
+        self._suspended_at = 0.0
+
+    # --- Source ---------------------------------------------------------------------------------------------------------
+    @property
+    def registry(self) -> Registry:
+        return self._worker.registry
+
+    @property
+    def context(self) -> Context:
+        return self._worker.context
+
+    @property
+    def config(self) -> Config:
+        return self._worker.config
+
+    @property
+    def version(self) -> str:
+        try:
+            return f"pgpool_proxy {version('pgpool-proxy')}"
+        except PackageNotFoundError:
+            return "pgpool_proxy unknown"
+
+    @property
+    def mode(self) -> str:
+        if self._suspended_by is not None:
+            return SUSPENDED
+        return PAUSED if self.registry.paused else ACTIVE
+
+    def now(self) -> float:
+        return self._worker.clock()
+
+    def wall(self, at: float) -> datetime:
+        return self._worker.wall(at)
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> object:
+        return self._worker.call_later(seconds, call)
+
+    def known_users(self) -> Iterable[str]:
+        return self._worker.users
+
+    def totals(self) -> dict[str, tuple[int, ...]]:
+        return self._worker.stats.totals()
+
+    def averages(self, database: str) -> tuple[int, ...]:
+        return self._worker.stats.averages(database)
+
+    def local_name(self, member: PoolClient | PoolServer) -> tuple[str, int]:
+        if isinstance(member, ServerSession):
+            return member.local_address, member.local_port
+        name = _extra(member, "sockname")
+        if isinstance(name, tuple) and len(name) >= 2:
+            return str(name[0]), int(name[1])
+        return ("unix", member.port) if isinstance(member, ClientSession) and member.is_unix else ("", 0)
+
+    def unsent(self, member: PoolClient | PoolServer) -> int:
+        transport: Any = getattr(member, "transport", None)
+        size = getattr(transport, "get_write_buffer_size", None)
+        return int(size()) if size is not None and not member.is_closed else 0
+
+    def dns_hosts(self) -> Iterable[tuple[str, int, str]]:
+        dns: Any = getattr(self._worker, "dns", None)
+        found: Iterable[tuple[str, int, str]] = dns.hosts() if dns is not None else ()
+        return found
+
+    def resident_bytes(self) -> int:
+        try:
+            return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, IndexError, ValueError):
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    # --- SHOW -----------------------------------------------------------------------------------------------------------
+    def rows(self, table: str, done: Callable[[Iterable[Row]], None]) -> None:
+        done(find_table(table, f"SHOW {table}").rows(self))
+
+    # --- what time brings -------------------------------------------------------------------------------------------------
+    def tick(self, now: float) -> None:
+        """Called by the worker's janitor."""
+        if self._suspended_by is not None:
+            self._freeze(now)
+        for waiting in list(self._waiting):
+            if waiting not in self._waiting:
+                continue  # answered by one before it
+            if waiting.is_done():
+                self._waiting.remove(waiting)
+                waiting.answer(None)
+            elif 0 < waiting.deadline <= now:
+                self.give_up(waiting, orders.TIMED_OUT.saying(f"{waiting.name} timed out"))
+
+    def _wait(self, waiting: Waiting) -> Waiting | None:
+        """Answer at once what is done already."""
+        if waiting.is_done():
+            waiting.answer(None)
+            return None
+        self._waiting.append(waiting)
+        return waiting
+
+    def give_up(self, waiting: Waiting, report: Report) -> None:
+        """Undo an order that waits, and say why."""
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+            waiting.undo()
+            waiting.answer(report)
+
+    def _deadline(self, timeout_s: float) -> float:
+        return self.now() + timeout_s if timeout_s > 0 else 0.0
+
+    def _end_waits(self, database: Database | None) -> None:
+        """What PAUSEs wait for does not happen any more."""
+        for waiting in list(self._waiting):
+            if waiting.name != "WAIT_CLOSE" and waiting.database is database:
+                self._waiting.remove(waiting)
+                waiting.answer(orders.ENDED_BY_RESUME.saying(f"{waiting.name} was ended by RESUME"))
+
+    # --- PAUSE and RESUME -------------------------------------------------------------------------------------------------
+    def pause(self, database: str | None, timeout_s: float, done: Done) -> Waiting | None:
+        _log("PAUSE", database)
+        if self.mode != ACTIVE:
+            done(orders.ALREADY_PAUSED)
+            return None
+        found: Database | None = None
+        if database is not None:
+            found = self._find(database, "pause", done)
+            if found is None:
+                return None
+        was_paused = found is not None and found.paused
+        self._set_paused(found, True)
+
+        def undo() -> None:
+            if not was_paused and (found is not None or self._worker.closing is None):
+                self._set_paused(found, False)
+
+        pools = self._pools_of(found)
+        is_done = _nothing_in(lambda: self._pools_of(found), IN_USE)
+        for pool in pools:
+            self._close_unused(pool)
+        return self._wait(Waiting(self, "PAUSE", found, is_done, undo, done, self._deadline(timeout_s)))
+
+    def _set_paused(self, database: Database | None, paused: bool) -> None:
+        if database is None:
+            self.registry.paused = paused
+        else:
+            database.paused = paused
+        if not paused:
+            self._grow(self._pools_of(database))
+
+    def _grow(self, pools: list[Pool]) -> None:
+        """Nothing is paused any more: open servers for those who have been waiting."""
+        now = self.now()
+        for pool in pools:
+            if not pool.is_paused:
+                pool.grow(now)
+
+    def _close_unused(self, pool: Pool) -> None:
+        now = self.now()
+        for state in UNUSED:
+            for server in _servers(pool, state):
+                server.disconnect(errors.PAUSE_MODE, now)
+
+    def resume(self, database: str | None, done: Done) -> None:
+        _log("RESUME", database)
+        if database is None:
+            if self._worker.closing is not None:
+                done(orders.POOLER_CLOSING)
+            elif self.mode == ACTIVE:
+                done(orders.NOT_PAUSED)
+            else:
+                self._resume_all()
+                done(None)
+            return
+        found = self.registry.databases.get(database)
+        if found is None:
+            done(error(f"no such database: {database}"))
+        elif not found.paused:
+            done(error(f"database {database} is not paused"))
+        else:
+            entry = self.config.database(database)
+            if entry is not None and entry.user is not None and not found.is_auto:
+                self.registry.pool(found, entry.user)  # KILL has dropped it, and min_pool_size needs no client
+            self._set_paused(found, False)
+            self._end_waits(found)
+            done(None)
+
+    def _resume_all(self) -> None:
+        self._thaw()
+        self._set_paused(None, False)
+        self._end_waits(None)
+
+    def pause_by_signal(self) -> None:
+        """SIGUSR1."""
+        if self.mode == ACTIVE:
+            self.registry.paused = True
+            for pool in self._pools_of(None):
+                self._close_unused(pool)
+
+    def resume_by_signal(self) -> None:
+        """SIGUSR2."""
+        if self.mode != ACTIVE and self._worker.closing is None:
+            self._resume_all()
+
+    # --- SUSPEND ----------------------------------------------------------------------------------------------------------
+    def suspend(self, owner: object, done: Done) -> Waiting | None:
+        _log("SUSPEND", None)
+        if self.mode != ACTIVE:
+            done(orders.ALREADY_PAUSED)
+            return None
+        if any(database.paused for database in self.registry.databases.values()):
+            done(orders.CANNOT_SUSPEND)
+            return None
+        self._suspended_by = owner
+        self._suspended_at = self.now()
+        self._freeze(self._suspended_at)
+        return self._wait(Waiting(self, "SUSPEND", None, self._is_flushed, self._thaw, done, 0.0))
+
+    def _freeze(self, now: float) -> None:
+        """Read nothing from whoever is there; who comes later is stopped at the next tick. Consoles go on."""
+        known = set(map(id, self._suspended))
+        timeout = self.config.settings.suspend_timeout
+        for pool in self._pools_of(None):
+            for members in pool.clients:
+                for client in members.members():
+                    if isinstance(client, ClientSession) and id(client) not in known:
+                        client.block(BY_SUSPEND)
+                        self._suspended.append(client)
+            for members in pool.servers:
+                for server in members.members():
+                    if isinstance(server, ServerSession):
+                        server.block(now)  # again: a client that has caught up may have set it free
+                        if id(server) not in known:
+                            self._suspended.append(server)
+        self._suspended = [member for member in self._suspended if not member.is_closed]
+        if 0 < timeout <= now - self._suspended_at:
+            for member in list(self._suspended):
+                if self.unsent(member):
+                    member.disconnect(errors.SUSPEND_TIMEOUT, now)
+
+    def _is_flushed(self) -> bool:
+        return not any(self.unsent(member) for member in self._suspended)
+
+    def _thaw(self) -> None:
+        frozen = self._suspended
+        self._suspended = []
+        self._suspended_by = None
+        for member in frozen:
+            if member.is_closed:
+                continue
+            if isinstance(member, ClientSession):
+                member.unblock(BY_SUSPEND)
+            elif member.link.client is None or not member.link.client.write_full:
+                member.unblock()
+
+    def console_closed(self, owner: object) -> None:
+        if self._suspended_by is owner:
+            log.get_logger().info("admin disappeared when suspended, doing RESUME")
+            self._resume_all()
+
+    # --- DISABLE and ENABLE -----------------------------------------------------------------------------------------------
+    def disable(self, database: str, done: Done) -> None:
+        _log("DISABLE", database)
+        found = self._find(database, "disable", done)
+        if found is not None:
+            found.disabled = True
+            done(None)
+
+    def enable(self, database: str, done: Done) -> None:
+        _log("ENABLE", database)
+        found = self._find(database, "enable", done)
+        if found is not None:
+            found.disabled = False
+            done(None)
+
+    # --- RECONNECT and WAIT_CLOSE -------------------------------------------------------------------------------------------
+    def reconnect(self, database: str | None, done: Done) -> None:
+        _log("RECONNECT", database)
+        found: Database | None = None
+        if database is not None:
+            found = self._find(database, "reconnect", done)
+            if found is None:
+                return
+        now = self.now()
+        for one in [found] if found is not None else list(self.registry.databases.values()):
+            if not one.is_admin:
+                self.reconnect_database(one, errors.CLOSE_NEEDED, now)
+        done(None)
+
+    def reconnect_database(self, database: Database, reason: Report, now: float) -> None:
+        """Its servers are obsolete: those not in use are closed, the others when they are released. What they report is
+        learned anew."""
+        for pool in list(database.pools):
+            pool.forget_parameters()
+            for state in (*IN_USE, *UNUSED):
+                for server in _servers(pool, state):
+                    server.close_needed = True
+            for state in (SV_IDLE, SV_USED):
+                for server in _servers(pool, state):
+                    server.disconnect(reason, now)
+
+    def wait_close(self, database: str | None, timeout_s: float, done: Done) -> Waiting | None:
+        _log("WAIT_CLOSE", database)
+        found: Database | None = None
+        if database is not None:
+            found = self._find(database, "wait in", done)
+            if found is None:
+                return None
+
+        def is_done() -> bool:
+            pools = self._pools_of(found)
+            return not any(
+                server.close_needed for pool in pools for state in (*IN_USE, *UNUSED) for server in _servers(pool, state)
+            )
+
+        return self._wait(
+            Waiting(self, "WAIT_CLOSE", found, is_done, lambda: None, done, self._deadline(timeout_s))
+        )
+
+    # --- KILL -----------------------------------------------------------------------------------------------------------
+    def kill(self, database: str | None, done: Done) -> None:
+        _log("KILL", database)
+        if self.mode != ACTIVE:
+            done(orders.ALREADY_PAUSED)
+            return
+        found: Database | None = None
+        if database is not None:
+            found = self._find(database, "kill", done)
+            if found is None:
+                return
+            found.paused = True
+        pools = self._pools_of(found)
+        for pool in pools:
+            pool.database.paused = True
+        for pool in pools:
+            self._kill_pool(pool, errors.DATABASE_REMOVED, self.now())
+        done(None)
+
+    def remove_database(self, database: Database, now: float) -> None:
+        """It has gone from the configuration."""
+        database.is_removed = True
+        database.paused = True  # nothing is opened meanwhile
+        for pool in list(database.pools):
+            self._kill_pool(pool, errors.DATABASE_REMOVED, now)
+        if self.registry.databases.get(database.name) is database:
+            del self.registry.databases[database.name]
+
+    def _kill_pool(self, pool: Pool, report: Report, now: float) -> None:
+        # 1. clients without a server, so that none of them is told that a login failed;
+        # 2. servers, which takes linked clients along, and sends no cancel first; 3. who is left.
+        quietly = replace(report, sqlstate="00000", severity="LOG")
+        for client in _clients(pool):
+            if client.server is None:
+                client.disconnect(report, now)
+        for server in _servers(pool, *range(len(pool.servers))):
+            unlinked = server.state in (SV_LOGIN, SV_ACTIVE_CANCEL) or server.client is None
+            server.disconnect(quietly if unlinked else report, now)
+        for client in _clients(pool):
+            client.disconnect(report, now)
+        self.registry.drop_pool(pool)
+        self.context.forget_pool(pool)
+
+    def kill_client(self, number: int, done: Done) -> None:
+        _log("KILL_CLIENT", str(number))
+        for client in self.registry.all_clients():
+            if client.number == number and client.state != CL_LOGIN:
+                client.disconnect(errors.ADMIN_DISCONNECT, self.now())
+                done(None)
+                return
+        done(orders.CLIENT_NOT_FOUND)
+
+    # --- the process ------------------------------------------------------------------------------------------------------
+    def reload(self, done: Done) -> None:
+        _log("RELOAD", None)
+        try:
+            self._worker.reload()
+        except ConfigError as failure:
+            log.get_logger().error(f"RELOAD failed, the old configuration stays: {failure}")
+            done(orders.RELOAD_FAILED.with_detail(str(failure)))
+        else:
+            done(None)
+
+    def shutdown(self, mode: str, done: Done) -> None:
+        _log("SHUTDOWN" if mode == AT_ONCE else f"SHUTDOWN {mode.upper()}", None)
+        if mode == AT_ONCE:
+            self._worker.shutdown(mode)
+        elif self._worker.closing is not None:
+            done(orders.POOLER_CLOSING)
+        else:
+            done(None)  # before: when nobody is there, this is the end
+            self._worker.shutdown(mode)
+
+    def set(self, key: str, value: str, done: Done) -> None:
+        try:
+            self._worker.apply(set_value(self.config, key, value))
+        except ConfigError as failure:
+            done(orders.SET_FAILED.with_detail(str(failure)))
+        else:
+            _log("SET", key)
+            done(None)
+
+    # --- who is meant -----------------------------------------------------------------------------------------------------
+    def _find(self, name: str, what: str, done: Done) -> Database | None:
+        """The database of a command, which `*` may make now; None when it was refused."""
+        found = self.registry.database(name)
+        if found is None:
+            done(error(f"no such database: {name}"))
+        elif found.is_admin:
+            done(error(f"cannot {what} admin db: {name}"))
+            return None
+        return found
+
+    def _pools_of(self, database: Database | None) -> list[Pool]:
+        """Its pools; with None, those of all databases but the console's."""
+        if database is not None:
+            return list(database.pools)
+        return [pool for pool in self.registry.pools.values() if not pool.database.is_admin]
+
+
+def _servers(pool: Pool, *states: int) -> Iterator[PoolServer]:
+    """The servers in these states, as they were when it came to each."""
+    for state in states:
+        for member in pool.servers[state].members():
+            if isinstance(member, PoolServer) and not member.is_closed:
+                yield member
+
+
+def _clients(pool: Pool) -> Iterator[PoolClient]:
+    for members in pool.clients:
+        for member in members.members():
+            if isinstance(member, PoolClient) and not member.is_closed:
+                yield member
+
+
+def _nothing_in(pools: Callable[[], list[Pool]], states: tuple[int, ...]) -> Callable[[], bool]:
+    return lambda: not any(pool.servers[state].count for pool in pools() for state in states)
+
+
+def _extra(member: PoolClient | PoolServer, name: str) -> object:
+    """What asyncio's transport of a connection knows; None where there is none."""
+    transport: Any = getattr(member, "transport", None)
+    ask = getattr(transport, "get_extra_info", None)
+    return ask(name) if ask is not None else None
+
+
+def _log(command: str, argument: str | None) -> None:
+    shown = f" '{argument}'" if argument else ""
+    log.get_logger().info(f"{command}{shown} command issued")
