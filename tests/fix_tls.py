@@ -49,7 +49,7 @@ class Certificates:
 
     def client(self, user: str, authority: trustme.CA | None = None) -> dict[str, object]:
         """libpq's sslcert and sslkey of a certificate whose common name is `user`."""
-        certificate, key = self.issue(f"client-{user}", f"{user}@example.com", common_name=user, authority=authority)
+        certificate, key = self.issue(f"client-{user}", "somebody@example.com", common_name=user, authority=authority)
         own = self.directory / f"client-{user}-own.key"  # libpq wants the key to be ours
         own.write_bytes(key.read_bytes())
         own.chmod(0o600)
