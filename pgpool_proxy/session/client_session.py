@@ -253,7 +253,9 @@ class ClientSession(PoolClient):
         """Tell the client why, and close. The reason is logged as a pooler error."""
         if self.state == CL_CLOSED:
             return
-        self.write(backend.error_response(report))
+        link = self.link
+        if link is None or link.from_server_framer.remaining == 0:  # else it would be taken for the rest of a message
+            self.write(backend.error_response(report))
         self.context.host.notify(self, report)
         self.leave(report, now)
 

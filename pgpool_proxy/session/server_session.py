@@ -235,6 +235,7 @@ class ServerSession(PoolServer):
         if self.state == SV_CLOSED:
             return
         client: ClientSession | None = self.link.client
+        cut = self.link.from_server_framer.remaining > 0
         self.link.part()
         self.link.outstanding.clear()
         pool = self.pool
@@ -248,6 +249,8 @@ class ServerSession(PoolServer):
         if client is not None:
             if self.last_words is not None:
                 client.leave(report, now)  # it has read the server's own words
+            elif cut:
+                client.leave(_to_client(report), now)  # half a message was passed on: an error would look like the rest of it
             else:
                 client.fail(_to_client(report), now)
         if cancel is not None:
