@@ -20,7 +20,7 @@ from typing import Final
 from pgpool_proxy import errors
 from pgpool_proxy.admin.commands import COMMANDS, HELP_TEXT, Command
 from pgpool_proxy.admin.control import ADMIN_NEEDED, Control, Pending, Refused, Row, error
-from pgpool_proxy.admin.grammar import Statement, invalid, parse
+from pgpool_proxy.admin.grammar import STATEMENTS, Statement, invalid, parse
 from pgpool_proxy.admin.messages import Bind, read_bind, read_execute, read_parse, read_query, read_target
 from pgpool_proxy.admin.results import BINARY_FORMAT, TEXT_FORMAT, Column, data_row, row_description
 from pgpool_proxy.admin.show import FAKE_PARAMETERS, FDS, HELP, NO_FDS, Table, find_table
@@ -67,7 +67,7 @@ LOOK_AGAIN_S: Final = 0.05  # pause while the client does not read its answers
 TOO_LONG: Final = errors.PACKET_TOO_LONG.saying(f"message is longer than the {MAX_MESSAGE} bytes that the console takes")
 HELP_NOTICE: Final = Report("Console usage", "00000", "NOTICE", HELP_TEXT)
 SET_IGNORED: Final = Report("SET ignored", "00000", "NOTICE")
-TRANSACTION_TAGS: Final = ("BEGIN", "COMMIT", "ROLLBACK")
+UNASKED: Final = ("BEGIN", "COMMIT", "ROLLBACK", "RESET")  # what drivers say unasked: accepted, without effect
 NO_PARAMETERS: Final = error("the console's statements take no parameters")
 STATEMENT_UNKNOWN: Final = error("prepared statement does not exist", "26000")
 PORTAL_UNKNOWN: Final = error("portal does not exist", "34000")
@@ -209,11 +209,11 @@ class Console:
         try:
             handler(body)
         except Refused as refused:
-            self._refuse(refused.report, by_query=kind == QUERY)
+            self._refuse(refused.report, refused.logged, by_query=kind == QUERY)
 
-    def _refuse(self, report: Report, by_query: bool) -> None:
+    def _refuse(self, report: Report, logged: Report, by_query: bool) -> None:
         self._say(backend.error_response(report))
-        self._session.context.host.notify(self._session, report)
+        self._session.context.host.notify(self._session, logged)
         if by_query:
             self._ready()
         else:
@@ -365,7 +365,7 @@ class Console:
         verb = statement.verb
         if verb in ("SHOW", "SELECT"):
             return self._prepare_show(statement)
-        if verb in TRANSACTION_TAGS:
+        if verb in UNASKED:
             return Prepared(statement, tag=verb.encode())
         if verb == "SET" and statement.argument.lower() in FAKE_PARAMETERS:
             return Prepared(statement, notice=SET_IGNORED, tag=b"SET")
@@ -411,6 +411,8 @@ class Console:
         else:
             if prepared.notice is not None:
                 self._say(backend.notice_response(prepared.notice))
+            if prepared.statement.verb == "RESET" and prepared.statement.argument == STATEMENTS:
+                self._statements.clear()
             self._complete(prepared.tag)
 
     def _once(self, prepared: Prepared) -> Callable[[Report | None], None]:
@@ -469,7 +471,7 @@ class Console:
         self._end()
 
     def _finish(self, report: Report) -> None:
-        self._refuse(report, self._by_query)
+        self._refuse(report, report, self._by_query)
         self._end()
 
     def _end(self) -> None:

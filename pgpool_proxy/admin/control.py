@@ -33,10 +33,11 @@ WAIT_FOR_CLIENTS: Final = "wait_for_clients"
 
 
 class Refused(PgpoolError):
-    """A statement that the console does not carry out; `report` is what its client is told."""
+    """A statement that the console does not carry out; `report` is what its client is told, `logged` what the log is told."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, logged: Report | None = None) -> None:
         self.report = report
+        self.logged = logged if logged is not None else report
         super().__init__(report.message)
 
 

@@ -4,7 +4,8 @@
     SET key = value [;]      SET key TO value [;]
 
 Words are case-insensitive, but for arguments. An argument with other characters than letters, digits and _ needs double
-quotes, as in SQL; a value may stand in single quotes. One statement at a time, as in PgBouncer.
+quotes, as in SQL; a value may stand in single quotes. One statement at a time, as in PgBouncer. BEGIN, COMMIT, RESET ALL and
+their kin are understood, because drivers send them unasked.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ _PLAIN_VALUE: Final = re.compile(r"[ \t\r\n\f]*(?P<word>[^\s'\";=]+)")
 _TRANSACTION: Final = {
     "begin": "BEGIN", "start": "BEGIN", "commit": "COMMIT", "end": "COMMIT", "rollback": "ROLLBACK", "abort": "ROLLBACK",
 }  # fmt: skip
+_STATEMENT_RESETS: Final = {"discard all", "deallocate all"}
+_RESETS: Final = {*_STATEMENT_RESETS, "reset all", "close all", "unlisten *", "select pg_advisory_unlock_all()"}
+"""What drivers' pools say when a connection is given back, several at once. There is nothing to reset but statements."""
+STATEMENTS: Final = "statements"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +65,16 @@ class _Token:
 
 
 def invalid(text: str) -> Refused:
-    """PgBouncer's answer to everything that it does not understand."""
+    """PgBouncer's answer to everything that it does not understand. The log does not repeat it: it may hold a secret."""
     shown = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
-    return Refused(error(f"invalid command '{shown}', use SHOW HELP;"))
+    return Refused(error(f"invalid command '{shown}', use SHOW HELP;"), error("invalid command"))
 
 
 def parse(text: str) -> Statement:
     """The statement of a query. Raises `Refused`."""
+    resets = {" ".join(part.lower().split()) for part in text.split(";") if part.strip()}
+    if resets and resets <= _RESETS:
+        return Statement("RESET", STATEMENTS if resets & _STATEMENT_RESETS else "", text=text)
     tokens = _tokens(text)
     if not tokens:
         return Statement("", text=text)
