@@ -16,7 +16,7 @@ import uvloop
 
 from pgpool_proxy import log
 from pgpool_proxy.errors import ConfigError
-from pgpool_proxy.process import daemon, signals
+from pgpool_proxy.process import daemon, outside, signals
 from pgpool_proxy.process.worker import Worker, be_quiet
 from pgpool_proxy.settings.config import Config, load
 from pgpool_proxy.wire import framing
@@ -109,6 +109,7 @@ def serve(config: Config, overrides: dict[str, str], *, quiet: bool, background:
     settings = config.settings
     if background and not settings.pidfile:
         raise ConfigError("daemon needs pidfile configured", key="pidfile")
+    outside.load_libraries(config)
     daemon.switch_user(settings.user)
     pidfile = daemon.PidFile(settings.pidfile)
     quiet = quiet or background

@@ -297,6 +297,10 @@ class ClientTls:
         """Who is connected stays so."""
         self._setup = setup
 
+    @property
+    def is_on(self) -> bool:
+        return self._setup is not None and self._setup.context is not None
+
     def begin(self, session: ClientSession, early: bytes, limit_s: float) -> bool:
         """Answer an SSLRequest, or take up direct TLS, which has begun with `early`. False: there is no TLS."""
         setup = self._setup

@@ -81,10 +81,10 @@ class WorkerHost:
 
     def start_tls(self, session: ClientSession, early: bytes, now: float) -> bool:
         worker = self._worker
-        if session.is_unix:
+        if session.is_unix or not worker.client_tls.is_on:
             return False
         if self.logins.failed.is_banned(session.address, now):  # before the handshake, which costs more than the rest
-            session.leave(errors.TOO_MANY_FAILURES, now)
+            session.fail(errors.TOO_MANY_FAILURES, now)
             return True
         return worker.client_tls.begin(session, early, worker.config.settings.client_login_timeout)
 

@@ -13,17 +13,21 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from pgpool_proxy.auth.hba import parse_options
 from pgpool_proxy.auth.tokens import split_fields
 from pgpool_proxy.errors import ConfigError
+from pgpool_proxy.settings.config import Config, beside
 
 MAX_THREADS: Final = 16
 MAX_WAITING: Final = 1000  # logins; more than that wait for nothing
 LDAP_TIMEOUT_S: Final = 10
 PAM_SERVICE: Final = "pgbouncer"
+LIBRARIES: Final = {"ldap": "ldap3", "pam": "pamela"}
 SCOPES: Final = {"": "SUBTREE", "sub": "SUBTREE", "one": "LEVEL", "base": "BASE"}
 # What means something in a filter or a distinguished name. PostgreSQL refuses the first five.
 UNSAFE: Final = frozenset('*()\\/,+"<>;=\0')
@@ -38,6 +42,23 @@ class Question:
     address: str
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
     text: str = field(default="", repr=False)
+
+
+def load_libraries(config: Config) -> None:
+    """Import what the configuration will need, before root's rights are given up: the new user may not be able to read it."""
+    settings = config.settings
+    named = settings.auth_type
+    if named == "hba":
+        try:
+            named = Path(beside(config, settings.auth_hba_file)).read_text(errors="replace")
+        except OSError:
+            return
+    for method, library in LIBRARIES.items():
+        if method in named:
+            try:
+                import_module(library)
+            except ImportError:  # the first login that needs it says so
+                continue
 
 
 class NotPossible(Exception):

@@ -1,0 +1,280 @@
+"""LDAP against a real slapd, PAM against a real service file, and what failed logins cost an address."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from fix_proxy import ADMIN_PASSWORD, MakeProxy, Proxy
+from fix_raw import MakeRawClient, startup_message
+from fix_wait import LOOPBACK, accepts, free_port, hand_over, wait_until
+
+BASE = "dc=example,dc=com"
+ROOT = f"cn=admin,{BASE}"
+CONF = """\
+include /etc/ldap/schema/core.schema
+include /etc/ldap/schema/cosine.schema
+include /etc/ldap/schema/inetorgperson.schema
+pidfile {directory}/slapd.pid
+modulepath /usr/lib/ldap
+moduleload back_mdb
+database mdb
+suffix "{base}"
+rootdn "{root}"
+rootpw root-secret
+directory {directory}/db
+access to attrs=userPassword by anonymous auth by * none
+access to * by users read by anonymous none
+"""
+LDIF = """\
+dn: {base}
+objectClass: dcObject
+objectClass: organization
+o: example
+dc: example
+
+dn: ou=people,{base}
+objectClass: organizationalUnit
+ou: people
+
+dn: uid=trust_user,ou=people,{base}
+objectClass: inetOrgPerson
+uid: trust_user
+cn: Trust
+sn: User
+mail: both@example.com
+userPassword: ldap-secret
+
+dn: uid=scram_user,ou=people,{base}
+objectClass: inetOrgPerson
+uid: scram_user
+cn: Scram
+sn: User
+mail: both@example.com
+userPassword: scram-secret
+"""
+
+
+@pytest.fixture(scope="module")
+def slapd(run_dir: Path, worker_id: str) -> Iterator[int]:
+    """The port of a directory with two people; uid=trust_user has the password ldap-secret."""
+    binary = shutil.which("slapd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if binary is None:
+        pytest.skip("slapd is not installed")
+    directory = run_dir / f"slapd-{worker_id}"
+    (directory / "db").mkdir(parents=True)
+    names = {"directory": directory, "base": BASE, "root": ROOT}
+    (directory / "slapd.conf").write_text(CONF.format(**names))
+    (directory / "people.ldif").write_text(LDIF.format(**names))
+    subprocess.run(
+        ["/usr/sbin/slapadd", "-f", directory / "slapd.conf", "-l", directory / "people.ldif"], check=True, capture_output=True
+    )
+    port = free_port()
+    process = subprocess.Popen(
+        [binary, "-f", directory / "slapd.conf", "-h", f"ldap://{LOOPBACK}:{port}", "-d", "0"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_until(lambda: accepts(port))
+    yield port
+    process.terminate()
+    process.wait(10)
+
+
+def told(proxy: Proxy, user: str, password: str) -> str:
+    try:
+        return str(proxy.sql("select current_user", user=user, password=password)[0][0])
+    except psycopg.OperationalError as error:
+        return str(error)
+
+
+def options(port: int, kind: str) -> str:
+    where = f"ldapserver={LOOPBACK} ldapport={port}"
+    bind = f'ldapbinddn="{ROOT}" ldapbindpasswd=root-secret'
+    return {
+        "simple": f'{where} ldapprefix="uid=" ldapsuffix=",ou=people,{BASE}"',
+        "search": f'{where} ldapbasedn="{BASE}" {bind}',
+        "filter": f'{where} ldapbasedn="{BASE}" {bind} ldapsearchfilter="(&(objectClass=person)(uid=$username))"',
+        "url": f'ldapurl="ldap://{LOOPBACK}:{port}/{BASE}?uid?sub" {bind}',
+        "two": f'{where} ldapbasedn="{BASE}" {bind} ldapsearchfilter="(mail=both@example.com)"',
+        "anonymous": f'{where} ldapbasedn="{BASE}"',
+    }[kind]
+
+
+@pytest.mark.parametrize("by_rule", [False, True])
+@pytest.mark.parametrize("kind", ["simple", "search", "filter", "url"])
+def test_ldap_lets_in_who_can_bind(make_proxy: MakeProxy, slapd: int, run_dir: Path, kind: str, by_rule: bool) -> None:
+    settings: dict[str, object] = {"auth_type": "ldap", "auth_ldap_options": options(slapd, kind)}
+    if by_rule:
+        rules = run_dir / f"ldap-{slapd}-{kind}.conf"
+        rules.write_text(f"host all all all ldap {options(slapd, kind)}\n")
+        rules.chmod(0o644)
+        settings = {"auth_type": "hba", "auth_hba_file": rules}
+    proxy = make_proxy(users={}, **settings)
+    assert told(proxy, "trust_user", "ldap-secret") == "trust_user"
+    assert told(proxy, "scram_user", "scram-secret") == "scram_user"  # what was typed logs in to the server
+    for user, password in (
+        ("trust_user", "wrong"),
+        ("trust_user", "scram-secret"),
+        ("nobody", "ldap-secret"),
+        ("*", "ldap-secret"),
+        ("trust_user)(uid=*", "ldap-secret"),
+        ("x,ou=people", "ldap-secret"),
+    ):
+        assert "LDAP authentication failed" in told(proxy, user, password)
+    assert "secret" not in proxy.log()
+
+
+def test_an_empty_password_never_reaches_the_directory(
+    make_proxy: MakeProxy, slapd: int, make_raw_client: MakeRawClient
+) -> None:
+    proxy = make_proxy(users={}, auth_type="ldap", auth_ldap_options=options(slapd, "simple"))
+    client = make_raw_client(proxy.port)
+    client.send(startup_message())
+    assert client.read_message().type == b"R"
+    client.send_message(b"p", b"\0")
+    assert client.read_message().fields()["M"] == "empty password returned by client"
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem"), [("two", "more than one entry"), ("anonymous", "the search found no entry|refuses|NoSuch|failed with")]
+)
+def test_what_the_directory_leaves_open_refuses(make_proxy: MakeProxy, slapd: int, kind: str, problem: str) -> None:
+    proxy = make_proxy(users={}, auth_type="ldap", auth_ldap_options=options(slapd, kind))
+    assert "LDAP authentication failed" in told(proxy, "trust_user", "ldap-secret")
+    assert proxy.wait_log(problem)
+
+
+def test_a_directory_that_hangs_blocks_nobody_else(make_proxy: MakeProxy, make_raw_client: MakeRawClient) -> None:
+    import socket
+
+    with socket.create_server((LOOPBACK, 0)) as silent:
+        port = silent.getsockname()[1]
+        proxy = make_proxy(
+            users={}, auth_type="ldap", auth_ldap_options=options(port, "simple"), client_login_timeout=2,
+            admin_users="pgbouncer",
+        )  # fmt: skip
+        slow = [make_raw_client(proxy.port) for _ in range(30)]
+        for client in slow:
+            client.send(startup_message())
+            assert client.read_message().type == b"R"
+            client.send_message(b"p", b"secret\0")
+        start = time.monotonic()
+        quick = make_raw_client(proxy.port)
+        quick.send(startup_message())
+        assert quick.read_message().type == b"R"
+        assert time.monotonic() - start < 1
+        assert slow[-1].read_message().fields()["M"] == "client_login_timeout"
+
+
+def test_a_library_that_is_not_installed_is_named(make_proxy: MakeProxy, tmp_path: Path) -> None:
+    for module in ("ldap3", "pamela"):
+        (tmp_path / f"{module}.py").write_text("raise ImportError('hidden')\n")
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents:
+        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    proxy = make_proxy(
+        users={}, auth_type="ldap", auth_ldap_options=options(1, "simple"), environ={"PYTHONPATH": path}
+    )
+    assert "LDAP authentication failed" in told(proxy, "trust_user", "x")
+    assert proxy.wait_log(r"ldap3 is not installed: pip install 'pgpool-proxy\[ldap\]'")
+
+
+# --- PAM ------------------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def pam_service(run_dir: Path) -> Iterator[str]:
+    """A service that asks a script, which knows one user and one password."""
+    if os.geteuid() != 0 or not Path("/etc/pam.d").is_dir() or not list(Path("/lib").glob("*/security/pam_exec.so")):
+        pytest.skip("a PAM service file can be written by root only")
+    name = f"pgpool-proxy-test-{os.getpid()}"
+    script = run_dir / f"{name}.sh"
+    script.write_text('#!/bin/sh\nread -r typed\n[ "$PAM_USER" = trust_user ] && [ "$typed" = pam-secret ]\n')
+    script.chmod(0o755)
+    service = Path("/etc/pam.d") / name
+    service.write_text(f"auth required pam_exec.so expose_authtok quiet {script}\naccount required pam_permit.so\n")
+    yield name
+    service.unlink()
+
+
+def test_pam_lets_in_whom_the_service_knows(make_proxy: MakeProxy, pam_service: str, run_dir: Path) -> None:
+    rules = run_dir / f"{pam_service}.conf"
+    rules.write_text(f"host all all all pam pamservice={pam_service}\n")
+    hand_over(rules)
+    proxy = make_proxy(users={}, auth_type="hba", auth_hba_file=rules)
+    assert told(proxy, "trust_user", "pam-secret") == "trust_user"
+    for user, password in (("trust_user", "wrong"), ("nobody", "pam-secret")):
+        assert "PAM authentication failed" in told(proxy, user, password)
+    assert "pam-secret" not in proxy.log()
+
+
+def test_pam_without_a_service_file_refuses(make_proxy: MakeProxy) -> None:
+    proxy = make_proxy(users={}, auth_type="pam")
+    assert "PAM authentication failed" in told(proxy, "trust_user", "x")
+
+
+# --- failed logins ----------------------------------------------------------------------------------------------------------
+def test_auth_failure_delay_delays_the_refusal_and_nobody_else(make_proxy: MakeProxy) -> None:
+    proxy = make_proxy(auth_type="plain", auth_failure_delay=1)
+    start = time.monotonic()
+    refusals: list[float] = []
+
+    def fail() -> None:
+        assert "password authentication failed" in told(proxy, "plain_user", "wrong")
+        refusals.append(time.monotonic() - start)
+
+    threads = [threading.Thread(target=fail) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    assert told(proxy, "plain_user", "plain-secret") == "plain_user"
+    assert time.monotonic() - start < 0.9
+    for thread in threads:
+        thread.join()
+    assert min(refusals) >= 1
+
+
+def test_auth_failure_ban_refuses_an_address_that_keeps_failing_but_not_the_unix_socket(make_proxy: MakeProxy) -> None:
+    proxy = make_proxy(auth_type="plain", auth_failure_ban=2)
+    for _ in range(10):
+        assert "password authentication failed" in told(proxy, "plain_user", "wrong")
+    assert "too many failed logins" in told(proxy, "plain_user", "plain-secret")
+    assert proxy.wait_log("10 failed logins in a row: 127.0.0.1 is refused for 2 s")
+    assert proxy.sql("select 1", user="plain_user", password="plain-secret", host=proxy.directory) == [(1,)]
+    assert wait_until(lambda: told(proxy, "plain_user", "plain-secret") == "plain_user")
+
+
+def test_a_flood_of_bad_logins_does_not_block_the_loop(make_proxy: MakeProxy) -> None:
+    secret = subprocess.run(
+        [sys.executable, "-c", "import sys; from pgpool_proxy.process.passwd import main; main(['-i', '200000', 'trust_user'])"],
+        input="right\n", capture_output=True, text=True, check=True,
+    ).stdout.split('"')[3]  # fmt: skip
+    users = {"trust_user": secret, "plain_user": "plain-secret", "admin_user": ADMIN_PASSWORD}
+    proxy = make_proxy(auth_type="plain", users=users, max_client_conn=500)
+    stop = threading.Event()
+
+    def flood() -> None:
+        while not stop.is_set():
+            told(proxy, "trust_user", f"wrong {time.monotonic_ns()}")
+
+    threads = [threading.Thread(target=flood) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    try:
+        slowest = 0.0
+        for _ in range(10):
+            start = time.monotonic()
+            assert told(proxy, "plain_user", "plain-secret") == "plain_user"
+            slowest = max(slowest, time.monotonic() - start)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert slowest < 1
