@@ -16,10 +16,10 @@ from pgpool_proxy.session.outstanding import (
     CLOSE_FAKED,
     CLOSE_INJECTED,
     KIND_MASK,
+    NAMED,
     NOTED,
     NOTHING,
     NUMBER_SHIFT,
-    PARSE_DUPLICATE,
     PARSE_FAKED,
     PARSE_INJECTED,
     PARSED,
@@ -253,28 +253,31 @@ def _error(link: Link, head: i64, now: float) -> None:
         link.parameters_refused(report, now)
         return
     number = head >> NUMBER_SHIFT
+    if number > 0 or (request == PARSE and head & NOTED):
+        _correct_name(link, head, number)
     _look_at_error(link, number)
     if request == FUNCTION_CALL or request == SYNC:
         return
-    if request == PARSE and head & NOTED:
-        _correct_name(link)
     restored = False
     if request == PARSE and head & UNNAMED:
         restored = True
         if link.client is not None:
             link.client.unnamed = None
     link.server.unnamed = UNKNOWN
+    discarded: list[Pending] = []
     while head != NOTHING and head & KIND_MASK != SYNC:
         if head & NOTED:
             note = outstanding.pop_note()
             if note.what != UNNAMED_PARSED:
-                _take_back(link, note)
+                discarded.append(note)
             elif not restored:
                 restored = True
                 if link.client is not None:
                     link.client.unnamed = note.unnamed
         outstanding.pop()
         head = outstanding.head()
+    for note in reversed(discarded):  # the last belief first
+        _take_back(link, note)
     if head == NOTHING:
         outstanding.skipping = True
 
@@ -310,16 +313,25 @@ def drop_note(link: Link, head: i64) -> None:
             link.server.context.statements.let_go(note.prepared.statement)
 
 
-def _correct_name(link: Link) -> None:
+def _correct_name(link: Link, head: i64, number: i64) -> None:
     """An error that names the statement as the server knows it names it as the client does."""
-    note = link.outstanding.first_note()
-    if note.what != PARSE_DUPLICATE or note.statement is None:
-        return
+    name = b""
+    shared = b""
+    if head & NAMED:
+        statement = link.server.context.statements.numbered(number)
+        if statement is not None:
+            name, shared = link.outstanding.first_name(), statement.name
+    elif head & NOTED:
+        note = link.outstanding.first_note()
+        if note.statement is not None:
+            name, shared = note.name, note.statement.name
     framer = link.from_server_framer
     body = framer.data[framer.start + HEADER_SIZE : framer.stop]
+    quoted = b'"' + shared + b'"'
+    if not name or quoted not in body:
+        return
     link.leave_out(framer.start, framer.stop)
-    quoted = b'"' + note.statement.name + b'"'
-    link.parts.append(backend.message(ERROR_RESPONSE, body.replace(quoted, b'"' + note.name + b'"')))
+    link.parts.append(backend.message(ERROR_RESPONSE, body.replace(quoted, b'"' + name + b'"')))
 
 
 def _look_at_error(link: Link, number: i64) -> None:

@@ -11,6 +11,7 @@ phase        the link is ...
 FREE         open for the next client
 PREPARING    setting the client's parameters; its bytes wait
 LINKED       relaying
+STALLED      the client's next message depends on answers that are still to come; its bytes wait
 RECOVERING   left by its client in the middle of something; being brought back to a clean state (recovery.py)
 
 The server is free when ReadyForQuery said 'I', nothing is outstanding, no COPY IN is under way and the server's stream stands
@@ -72,6 +73,7 @@ FREE: Final = 0
 PREPARING: Final = 1
 LINKED: Final = 2
 RECOVERING: Final = 3
+STALLED: Final = 4
 
 JOIN_LIMIT: Final = 65536  # parts of a chunk are joined into one write up to this size
 
@@ -129,6 +131,11 @@ class Link:
         """Give the server the client's parameters before anything else; the client's bytes wait for that."""
         self.phase = PREPARING
         self.run(sql)
+
+    def stall(self, client: ClientSession) -> None:
+        """What the client's framer stands at waits until everything before it has been answered."""
+        self.phase = STALLED
+        client.put_aside(self.from_client_framer.put_back())
 
     def run(self, sql: bytes) -> None:
         """Run a query of our own, whose answer nobody sees; `done` follows its ReadyForQuery."""
@@ -265,7 +272,7 @@ class Link:
             if self.xact_start == 0.0:
                 self.xact_start = now
                 stats.xact_count += 1
-        elif outstanding.is_empty and self.ready and not self.keeps and not framer.is_holding:
+        elif outstanding.is_empty and self.ready and not self.keeps and not framer.is_holding and self.phase == LINKED:
             self.end(now)  # everything in the chunk was answered without the server
 
     def _pass_on_to_server(self, framer: Framer) -> None:
@@ -332,6 +339,9 @@ class Link:
         self._pass_on_to_client(framer)
         if ran:
             self.done(now)
+        elif self.phase == STALLED and outstanding.is_empty and self.client is not None:
+            self.phase = LINKED
+            self.client.go_on(self, now)
         if self.ready and framer.at_boundary and ((self.phase == LINKED and not self.keeps) or self.phase == RECOVERING):
             self.end(now)
 

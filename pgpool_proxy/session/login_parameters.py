@@ -92,10 +92,7 @@ class Spellings:
         for name, value in asked.own.items():
             if self._spelled(name, value) is None:
                 return True
-        for name, value in asked.extras:
-            if (name, value) not in self._known:
-                return True
-        return False
+        return any(extra not in self._known for extra in asked.extras)
 
     def learn(self, asked: LoginParameters, answered: Parameters) -> None:
         """A server has taken all of `asked`, and reports `answered`."""

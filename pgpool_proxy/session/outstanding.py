@@ -17,7 +17,7 @@ from typing import Final
 from mypy_extensions import i64
 
 from pgpool_proxy.session.prepared_statements import Prepared, Statement
-from pgpool_proxy.wire.codes import COPY_DONE, SYNC
+from pgpool_proxy.wire.codes import COPY_DONE, QUERY, SYNC
 
 KIND_MASK: Final = 0xFF
 FORWARD: Final = 0
@@ -26,7 +26,8 @@ FAKE: Final = 2 << 8
 ACTION_MASK: Final = 3 << 8
 NOTED: Final = 1 << 10
 UNNAMED: Final = 1 << 11  # a Parse or Close of the unnamed statement
-NUMBER_SHIFT: Final = 12
+NAMED: Final = 1 << 12  # the client's name is kept beside it
+NUMBER_SHIFT: Final = 13
 
 NOTHING: Final = -1
 
@@ -36,6 +37,7 @@ PARSE_INJECTED: Final = 2  # our own Parse: gives the server a statement
 PARSE_DUPLICATE: Final = 3  # the client's Parse of a name that it has: the server is made to refuse it
 CLOSE_FAKED: Final = 4  # the client's Close: took a name away
 CLOSE_INJECTED: Final = 5  # our own Close of an evicted statement
+UNNAMED_INJECTED: Final = 7  # our own Parse or Close of the unnamed statement
 UNNAMED_PARSED: Final = 6  # the client's unnamed Parse behind other requests: replaced an older one
 
 
@@ -65,7 +67,22 @@ class Outstanding:
         self._head: i64 = 0
         self._notes: list[Pending] = []
         self._note_head: i64 = 0
+        self._names: list[bytes] = []  # the client's names of NAMED entries' statements, in order
+        self._name_head: i64 = 0
         self.skipping: bool = False
+        self._unsettled: bool = False  # a Sync follows a note that is not settled yet
+        self._queries: i64 = 0
+        self._syncs: i64 = 0
+
+    @property
+    def status_is_open(self) -> bool:
+        """True when a ReadyForQuery is to come that may bring another transaction status."""
+        return self._syncs > 0 or self._queries > 0
+
+    @property
+    def is_uncertain(self) -> bool:
+        """True when the names of prepared statements may still change by what was sent before the last Sync or Query."""
+        return self._unsettled or self._queries > 0
 
     @property
     def is_empty(self) -> bool:
@@ -76,6 +93,17 @@ class Outstanding:
 
     def push(self, entry: i64) -> None:
         self._entries.append(int(entry))
+        if entry == QUERY:
+            self._queries += 1
+        elif entry == SYNC:
+            self._syncs += 1
+            if self._note_head != len(self._notes):
+                self._unsettled = True
+
+    def push_named(self, entry: i64, name: bytes) -> None:
+        """A Bind or Describe of a statement whose name was turned over."""
+        self._entries.append(int(entry | NAMED))
+        self._names.append(name)
 
     def push_noted(self, entry: i64, note: Pending) -> None:
         self._entries.append(int(entry | NOTED))
@@ -88,6 +116,16 @@ class Outstanding:
         return self._entries[self._head]
 
     def pop(self) -> None:
+        entry: i64 = self._entries[self._head]
+        if entry == QUERY:
+            self._queries -= 1
+        elif entry == SYNC:
+            self._syncs -= 1
+        elif entry & NAMED:
+            self._name_head += 1
+            if self._name_head == len(self._names):
+                self._names.clear()
+                self._name_head = 0
         self._head += 1
         if self._head == len(self._entries):
             self._entries.clear()
@@ -103,6 +141,7 @@ class Outstanding:
         if self._note_head == len(self._notes):
             self._notes.clear()
             self._note_head = 0
+            self._unsettled = False
         elif self._note_head >= 1024 and self._note_head * 2 >= len(self._notes):
             del self._notes[: self._note_head]
             self._note_head = 0
@@ -117,6 +156,10 @@ class Outstanding:
     def first_note(self) -> Pending:
         """The note of the entry at the head, which stays."""
         return self._notes[self._note_head]
+
+    def first_name(self) -> bytes:
+        """The client's name of the statement that the Bind or Describe at the head is about."""
+        return self._names[self._name_head]
 
     def fake_follows(self) -> bool:
         """True when an answer of our own is due right behind the answer to the head."""
@@ -148,6 +191,7 @@ class Outstanding:
             kind: i64 = entry & KIND_MASK
             at += 1
             if kind == SYNC:
+                self._syncs -= 1
                 continue
             if kind == COPY_DONE:
                 ended = True
@@ -161,5 +205,8 @@ class Outstanding:
     def clear(self) -> None:
         self._entries.clear()
         self._notes.clear()
-        self._head = self._note_head = 0
+        self._names.clear()
+        self._head = self._note_head = self._name_head = 0
+        self._queries = self._syncs = 0
+        self._unsettled = False
         self.skipping = False

@@ -1,5 +1,8 @@
 """What a client asks about prepared statements, turned over for servers that it shares with others. HOT.
 
+What was sent before may still fail and take names back with it. Behind a Sync or a Query that is not answered yet, a message
+that depends on names waits for that answer (`Link.stall`); within one pipeline an error discards it, too.
+
 `note` is called for each Parse, Bind, Describe and Close. In session mode they only enter the queue. Otherwise names of the
 client become names of the server (`prepared_statements`), what the server lacks is put in before (its answer is skipped), and
 what it need not do is left out (its answer is faked). A Bind's body is not copied beyond the two names.
@@ -27,6 +30,7 @@ from pgpool_proxy.session.outstanding import (
     PARSED,
     SKIP,
     UNNAMED,
+    UNNAMED_INJECTED,
     UNNAMED_PARSED,
     Pending,
 )
@@ -76,6 +80,9 @@ def note(link: Link, client: ClientSession) -> bool:
         if not outstanding.skipping:
             outstanding.push(kind)
         return True
+    if outstanding.is_uncertain:
+        link.stall(client)
+        return False
     if kind == PARSE:
         return _parse(link, client)
     if kind == BIND:
@@ -136,14 +143,15 @@ def _parse(link: Link, client: ClientSession) -> bool:
     if known is None:
         known = ClientStatements(client.context.statements)
         client.statements = known
-    if known.get(name) is not None:
+    older = known.get(name)
+    if older is not None:
+        _refuse_duplicate(link, name, older, statement.rest)
         client.context.statements.let_go(statement)
-        _refuse_duplicate(link, client, name)
         return True
     known.put(name, statement)
     server = link.server
     if server.statements.has(statement):
-        if link.status == STATUS_FAILED:
+        if link.status == STATUS_FAILED or link.outstanding.status_is_open:
             _parse_for_verdict(link, name, statement)
         elif link.outstanding.is_empty:
             client.write(PARSE_COMPLETE_MESSAGE)
@@ -159,22 +167,20 @@ def _parse(link: Link, client: ClientSession) -> bool:
 
 
 def _parse_for_verdict(link: Link, name: bytes, statement: Statement) -> None:
-    """In a failed transaction a Parse is refused, unless it ends the transaction: the server tells, by one thrown away."""
+    """In a transaction that has failed, or may have, a Parse is refused unless it ends the transaction: the server tells, by one
+    that is thrown away."""
     link.parts.append(frontend.parse(VERDICT_NAME, statement.rest))
     link.outstanding.push_noted(PARSE, Pending(PARSE_FAKED, name, statement))
     link.parts.append(frontend.close_statement(VERDICT_NAME))
     link.outstanding.push(CLOSE | SKIP)
 
 
-def _refuse_duplicate(link: Link, client: ClientSession, name: bytes) -> None:
-    """The name is taken: let the server say so (42P05), by a Parse of a name that it has; the text is corrected on the way."""
-    known = client.statements
-    statement = known.get(name) if known is not None else None
-    if statement is None:
-        return
-    _ensure(link, statement)
-    link.parts.append(frontend.parse(statement.name, statement.rest))
-    link.outstanding.push_noted(PARSE, Pending(PARSE_DUPLICATE, name, statement))
+def _refuse_duplicate(link: Link, name: bytes, older: Statement, rest: bytes) -> None:
+    """The name is taken: let the server say so (42P05), or what else is wrong with the text, by a Parse under a name that it
+    has; the error's text is corrected on the way."""
+    _ensure(link, older)
+    link.parts.append(frontend.parse(older.name, rest))
+    link.outstanding.push_noted(PARSE, Pending(PARSE_DUPLICATE, name, older))
 
 
 def _parse_unnamed(link: Link, client: ClientSession) -> bool:
@@ -212,7 +218,8 @@ def _bind(link: Link, client: ClientSession) -> bool:
         link.outstanding.push(BIND)
         return True
     known = client.statements
-    statement = known.get(framer.data[portal_end + 1 : name_end]) if known is not None else None
+    name = framer.data[portal_end + 1 : name_end]
+    statement = known.get(name) if known is not None else None
     if statement is None:
         link.outstanding.push(BIND)  # the server says 26000, or knows it from an SQL PREPARE
         return True
@@ -220,7 +227,7 @@ def _bind(link: Link, client: ClientSession) -> bool:
     leave_out(link, start, name_end + 1)
     portal = framer.data[start + HEADER_SIZE : portal_end]
     link.parts.append(frontend.bind_head(portal, statement.name, int(framer.stop - name_end - 1)))
-    link.outstanding.push(BIND | statement.number << NUMBER_SHIFT)
+    link.outstanding.push_named(BIND | statement.number << NUMBER_SHIFT, name)
     return True
 
 
@@ -269,7 +276,7 @@ def _describe_or_close(link: Link, client: ClientSession) -> bool:
     _ensure(link, statement)
     leave_out(link, start, stop)
     link.parts.append(frontend.message(DESCRIBE, b"S" + statement.name + b"\0"))
-    outstanding.push(DESCRIBE | statement.number << NUMBER_SHIFT)
+    outstanding.push_named(DESCRIBE | statement.number << NUMBER_SHIFT, name)
     return True
 
 
@@ -335,9 +342,9 @@ def _ensure_unnamed(link: Link, client: ClientSession) -> None:
     _flush_before(link)
     if own is not None and len(own) > UNNAMED_HEAD:
         link.parts.append(own)
-        link.outstanding.push(PARSE | SKIP | UNNAMED)
+        link.outstanding.push_noted(PARSE | SKIP | UNNAMED, Pending(UNNAMED_INJECTED))
         server.unnamed = own
     else:
         link.parts.append(frontend.CLOSE_UNNAMED_MESSAGE)
-        link.outstanding.push(CLOSE | SKIP)
+        link.outstanding.push_noted(CLOSE | SKIP, Pending(UNNAMED_INJECTED))
         server.unnamed = None

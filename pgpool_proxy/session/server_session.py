@@ -126,8 +126,12 @@ class ServerSession(PoolServer):
         framer = self.link.from_server_framer
         if not framer.feed(data):
             return
+        seen: i64 = 0
         while framer.next():
             kind = framer.kind
+            if framer.start != seen and self.state != SV_TESTED:
+                break
+            seen = framer.stop
             if not framer.hold():
                 return
             body = framer.data[framer.start + HEADER_SIZE : framer.stop]
@@ -152,6 +156,8 @@ class ServerSession(PoolServer):
                     self.statements.clear()
                     self.unnamed = None
             elif kind == READY_FOR_QUERY:
+                if len(body) != 1 or framer.stop != framer.size:
+                    raise errors.ProtocolViolation(errors.SERVER_PROTOCOL.with_detail("ReadyForQuery was not its last word"))
                 if body[0] != STATUS_IDLE:
                     self.disconnect(self._failure.with_detail("it left a transaction open"), now)
                 else:
@@ -160,6 +166,8 @@ class ServerSession(PoolServer):
             elif kind == COPY_IN_RESPONSE:
                 self.disconnect(self._failure.with_detail("it wants copy data"), now)
                 return
+        if framer.end != seen and self.state != SV_TESTED:  # the framer steps over rows and copy data by itself
+            raise errors.ProtocolViolation(errors.SERVER_PROTOCOL.with_detail("a row while it was idle"))
 
     def parameter_status(self, body: bytes) -> None:
         """The server reports a parameter: the linked client follows it."""
