@@ -134,8 +134,8 @@ class ClientSession(PoolClient):
                 pool.request(self, now)
                 return
             size = int32_at(data, 1) + 1  # copy data behind a COPY that failed: PostgreSQL ignores it, too
-            if size < HEADER_SIZE:
-                raise errors.ProtocolViolation(errors.BAD_PACKET)
+            if size < HEADER_SIZE or size > self.context.max_packet_size:
+                raise errors.ProtocolViolation(errors.BAD_PACKET if size < HEADER_SIZE else errors.PACKET_TOO_LONG)
             if size > len(data):
                 self.unneeded = size - len(data)
                 return
@@ -209,8 +209,8 @@ class ClientSession(PoolClient):
         """What follows the Sync that ends a cancelled pipeline; the Sync is answered here."""
         while len(data) >= HEADER_SIZE:
             size = int32_at(data, 1) + 1
-            if size < HEADER_SIZE:
-                raise errors.ProtocolViolation(errors.BAD_PACKET)
+            if size < HEADER_SIZE or size > self.context.max_packet_size:
+                raise errors.ProtocolViolation(errors.BAD_PACKET if size < HEADER_SIZE else errors.PACKET_TOO_LONG)
             if data[0] == SYNC and size == HEADER_SIZE:
                 self.discarding = False
                 self.write(backend.READY_IDLE)

@@ -242,7 +242,8 @@ def test_a_server_with_an_odd_authentication_request_is_left(
         b"",
     )
     entry = f"host=127.0.0.1 port={raw_server.port} password=x"
-    proxy = make_proxy(databases={f"d{at}": entry for at in range(len(requests))}, users={"somebody": ""})
+    databases = {f"d{at}": entry for at in range(len(requests))}
+    proxy = make_proxy(databases=databases, users={"somebody": ""}, server_tls_sslmode="disable")
     for at, request in enumerate(requests):
         client = make_raw_client(proxy.port)
         client.send(startup_message("somebody", f"d{at}"))
