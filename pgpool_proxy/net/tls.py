@@ -226,7 +226,7 @@ def _shown(error: BaseException) -> str:
 
 def own_binding(path: str) -> bytes | None:
     """tls-server-end-point of the first certificate in a PEM file; None where there is none for its signature."""
-    text = Path(path).read_text(encoding="ascii", errors="replace")
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
     start = text.find("-----BEGIN CERTIFICATE-----")
     end = text.find("-----END CERTIFICATE-----", start)
     if start < 0 or end < 0:

@@ -413,6 +413,7 @@ class WorkerControl:
             if found is None:
                 return
         now = self.now()
+        self._worker.host.logins.lookups.forget()
         for one in [found] if found is not None else list(self.registry.databases.values()):
             if not one.is_admin:
                 self.reconnect_database(one, errors.CLOSE_NEEDED, now)

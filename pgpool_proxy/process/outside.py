@@ -47,7 +47,7 @@ class Question:
 def load_libraries(config: Config) -> None:
     """Import what the configuration will need, before root's rights are given up: the new user may not be able to read it."""
     settings = config.settings
-    named = settings.auth_type
+    named: str = settings.auth_type
     if named == "hba":
         try:
             named = Path(beside(config, settings.auth_hba_file)).read_text(errors="replace")

@@ -27,7 +27,11 @@ def hba_proxy(make_proxy: MakeProxy, run_dir: Path):  # type: ignore[no-untyped-
         (directory / "ident.conf").write_text(ident)
         hand_over(directory, directory / "hba.conf", directory / "ident.conf")
         return make_proxy(
-            auth_type="hba", auth_hba_file=directory / "hba.conf", auth_ident_file=directory / "ident.conf", start=start, **settings
+            auth_type="hba",
+            auth_hba_file=directory / "hba.conf",
+            auth_ident_file=directory / "ident.conf",
+            start=start,
+            **settings,
         )
 
     return make

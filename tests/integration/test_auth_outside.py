@@ -253,7 +253,7 @@ def test_auth_failure_ban_refuses_an_address_that_keeps_failing_but_not_the_unix
 
 def test_a_flood_of_bad_logins_does_not_block_the_loop(make_proxy: MakeProxy) -> None:
     secret = subprocess.run(
-        [sys.executable, "-c", "import sys; from pgpool_proxy.process.passwd import main; main(['-i', '200000', 'trust_user'])"],
+        [sys.executable, "-m", "pgpool_proxy", "passwd", "-i", "200000", "trust_user"],
         input="right\n", capture_output=True, text=True, check=True,
     ).stdout.split('"')[3]  # fmt: skip
     users = {"trust_user": secret, "plain_user": "plain-secret", "admin_user": ADMIN_PASSWORD}

@@ -13,9 +13,10 @@ import psycopg
 import pytest
 from fix_clients import Database
 from fix_postgres import Postgres, copy_of_template, locked, template
-from fix_proxy import MakeProxy, Proxy
+from fix_proxy import ADMIN_PASSWORD, ADMIN_USER, MakeProxy, Proxy
 from fix_raw import Message, Peer, RawServer, message, startup_message
 from fix_tls import reload_by_signal
+
 
 @pytest.fixture(scope="module")
 def shared_postgres(run_dir: Path) -> Iterator[Postgres]:
@@ -51,7 +52,7 @@ def make(make_proxy: MakeProxy, database: Database, **settings: object) -> Proxy
     return make_proxy(
         **{
             "databases": {"app": database.entry()},
-            "users": {"postgres": "x"},
+            "users": {"postgres": "x", ADMIN_USER: ADMIN_PASSWORD},
             "auth_user": "postgres",
             "auth_type": "scram-sha-256",
             "pool_mode": "transaction",
@@ -215,7 +216,7 @@ def test_without_a_ttl_every_login_asks(make_proxy: MakeProxy, database: Databas
     assert counted() == 3
 
 
-def test_answers_are_kept_until_a_password_does_not_match_or_a_reload(
+def test_answers_are_kept_until_a_password_does_not_match_or_reload_or_reconnect(
     make_proxy: MakeProxy, database: Database, counted: Callable[[], int]
 ) -> None:
     proxy = make(make_proxy, database, auth_type="plain", auth_query=COUNTING, auth_query_cache_ttl=60)
@@ -228,6 +229,9 @@ def test_answers_are_kept_until_a_password_does_not_match_or_a_reload(
     reload_by_signal(proxy)
     assert log_in(proxy, "trust_user") == "trust_user"
     assert counted() == 3
+    proxy.admin("RECONNECT")
+    assert log_in(proxy, "trust_user") == "trust_user"
+    assert counted() == 4
 
 
 def test_concurrent_logins_of_one_user_share_a_lookup(
@@ -262,6 +266,9 @@ def test_lookups_keep_within_the_pool_and_count_no_client(
 
 
 # --- on the wire ----------------------------------------------------------------------------------------------------------
+COLUMN = b"\0" + struct.pack("!ihihih", 0, 0, 25, -1, -1, 0)
+
+
 def read_lookup(peer: Peer) -> list[Message]:
     return peer.read_until(b"S")
 
@@ -283,7 +290,7 @@ def test_the_name_is_a_text_parameter_and_the_query_is_sent_as_it_stands(
     assert (describe.body, execute.body[:1]) == (b"P\0", b"\0")
     peer.send(
         message(b"1"), message(b"2"),
-        message(b"T", struct.pack("!h", 2) + b"".join(column + b"\0" + struct.pack("!ihihih", 0, 0, 25, -1, -1, 0) for column in (b"n", b"s"))),
+        message(b"T", struct.pack("!h", 2) + b"".join(name_of_column + COLUMN for name_of_column in (b"n", b"s"))),
         message(b"D", struct.pack("!hi", 2, len(name)) + name.encode() + struct.pack("!i", 6) + b"secret"),
         message(b"C", b"SELECT 1\0"), message(b"Z", b"I"),
     )  # fmt: skip
@@ -292,7 +299,9 @@ def test_the_name_is_a_text_parameter_and_the_query_is_sent_as_it_stands(
     assert client.read_message().fields()["M"] == "password authentication failed"
 
 
-@pytest.mark.parametrize("answer", [b"", message(b"D", b"\0\2\0\0\0\xff"), message(b"T", b""), b"\0" * 20, message(b"G", b"\0\0\0")])
+@pytest.mark.parametrize(
+    "answer", [b"", message(b"D", b"\0\2\0\0\0\xff"), message(b"T", b""), b"\0" * 20, message(b"G", b"\0\0\0")]
+)
 def test_a_hostile_answer_refuses_the_login_and_nothing_else(
     make_proxy: MakeProxy, raw_server: RawServer, make_raw_client: Any, answer: bytes
 ) -> None:
