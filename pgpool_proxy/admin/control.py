@@ -59,7 +59,7 @@ BAD_ARGUMENTS: Final = error("bad arguments")
 SET_FAILED: Final = error("SET failed")
 RELOAD_FAILED: Final = error("RELOAD failed, see logs for additional details", "F0000")
 ENDED_BY_RESUME: Final = error("PAUSE was ended by RESUME", "57014")
-TIMED_OUT: Final = error("timeout", "57014")
+TIMED_OUT: Final = error("PAUSE timed out", "57014")
 
 
 class Pending(Protocol):

@@ -19,9 +19,10 @@ from pgpool_proxy.admin.control import BAD_ARGUMENTS, Refused, error
 MAX_SHOWN: Final = 1000  # characters of a wrong statement that its error repeats; PgBouncer's whole message has 1,023
 MAX_ARGUMENT: Final = 127  # characters of a name: PgBouncer's longest user name
 MAX_TIMEOUT_S: Final = 1e6
+MAX_TOKENS: Final = 100  # words and signs: far more than any statement has
 
 _TOKEN: Final = re.compile(
-    r"""[ \t\r\n\f]*(?:(?P<ident>"(?:[^"]|"")*")|(?P<string>'(?:[^']|'')*')|(?P<word>\w+)|(?P<sign>[=;]))"""
+    r"""[ \t\r\n\f]*(?:(?P<ident>"(?:[^"]|"")*")|(?P<string>'(?:[^']|'')*')|(?P<word>[0-9]+\.[0-9]+|\w+)|(?P<sign>[=;]))"""
 )
 _REST_IS_BLANK: Final = re.compile(r"[ \t\r\n\f]*\Z")
 _PLAIN_VALUE: Final = re.compile(r"[ \t\r\n\f]*(?P<word>[^\s'\";=]+)")
@@ -105,7 +106,7 @@ def _tokens(text: str) -> list[_Token]:
             break
         match = _PLAIN_VALUE.match(text, at) if _is_value_next(found) else None
         match = match or _TOKEN.match(text, at)
-        if match is None or match.lastgroup is None:
+        if match is None or match.lastgroup is None or len(found) >= MAX_TOKENS:
             raise invalid(text)
         found.append(_Token(match.lastgroup, match[match.lastgroup]))
         at = match.end()

@@ -17,7 +17,7 @@ from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pgpool_proxy import errors, log
 from pgpool_proxy.admin import control as orders
@@ -42,6 +42,9 @@ from pgpool_proxy.session.context import Context
 from pgpool_proxy.session.server_session import ServerSession
 from pgpool_proxy.settings.config import Config
 from pgpool_proxy.settings.reload import set_value
+
+if TYPE_CHECKING:
+    from pgpool_proxy.process.host import WorkerHost
 
 BY_SUSPEND: Final = 8  # why a client is not read: the bits below are the session's own (session/client_session.py)
 UNUSED: Final = (SV_IDLE, SV_USED, SV_LOGIN)  # servers that nobody has: PAUSE closes them at once
@@ -68,6 +71,9 @@ class WorkerLike(Protocol):
 
     @property
     def stats(self) -> Statistics: ...
+
+    @property
+    def host(self) -> WorkerHost: ...
 
     def clock(self) -> float: ...
 
@@ -413,7 +419,7 @@ class WorkerControl:
             if found is None:
                 return
         now = self.now()
-        self._worker.host.logins.lookups.forget()
+        self._worker.host.logins.lookups.forget()  # what auth_query said belongs to the servers that go
         for one in [found] if found is not None else list(self.registry.databases.values()):
             if not one.is_admin:
                 self.reconnect_database(one, errors.CLOSE_NEEDED, now)

@@ -97,7 +97,7 @@ class House:
         )
         self.registry = Registry(LocalLedger(), self, self)
         self.context = Context(self, self.registry, CancelKeys(self.random), TrackedParameters())
-        self.stats = self
+        self.stats = self.host = self.logins = self.lookups = self
         self.control = WorkerControl(self)
         admin = Database("pgbouncer", self.registry)
         admin.is_admin = True
@@ -133,6 +133,9 @@ class House:
         if self.reload_fails is not None:
             raise self.reload_fails
         self.orders.append("reload")
+
+    def forget(self) -> None:
+        self.orders.append("forget lookups")
 
     def shutdown(self, mode: str) -> None:
         self.orders.append(("shutdown", mode))
@@ -367,7 +370,7 @@ class Orders:
             done(self.answer)
             return None
 
-        if name.startswith("_") or name == "get_write_buffer_size":
+        if name.startswith("_"):
             raise AttributeError(name)
         return order
 
