@@ -1,4 +1,4 @@
-"""Every client method by every server method by whether the passwords are known: nobody is let in by the proxy's own word alone.
+"""Every client method by every server method by what is known: nobody is let in by the proxy's own word alone.
 
 Who gets in must have proved itself to the proxy, by the method asked for, and the server must have let the proxy in as that
 user (CVE-2025-46801: each leg relied on the other).
