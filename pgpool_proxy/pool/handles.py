@@ -68,6 +68,7 @@ class PoolServer(Member):
         self.close_needed: bool = False
         self.is_replication: bool = False
         self.cancels: i64 = 0  # CancelRequests under way to this server
+        self.tested_since: float = 0.0  # when the janitor first saw it in state tested; 0: it is not
         self.cancel_key: bytes = b""  # the BackendKeyData that the server gave
 
     @property

@@ -15,7 +15,7 @@ from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
 from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.pool.registry import Registry
-from pgpool_proxy.pool.states import CL_ACTIVE, CL_WAITING_CANCEL, SV_ACTIVE, SV_USED
+from pgpool_proxy.pool.states import CL_ACTIVE, CL_WAITING_CANCEL, SV_ACTIVE, SV_BEING_CANCELED, SV_TESTED, SV_USED
 
 CLOSE_CLIENT: Final = 0
 CLOSE_SERVER: Final = 1
@@ -65,9 +65,10 @@ class Janitor:
             self._expire_waiting(pool, now, orders)
             self._expire_clients(pool, now, orders)
             self._tend_servers(pool, now, orders)
-            if pool.wanted_servers > 0 and now >= pool.retry_at:
+            wanted = pool.wanted_servers(now) > 0
+            if (wanted and now >= pool.retry_at) or (pool.waiting.count and pool.idle.count):
                 orders.append(Order(GROW, NOTHING_TO_SAY, pool=pool))
-            if self.pool_idle_timeout > 0 and self._is_abandoned(pool, now):
+            if not wanted and self.pool_idle_timeout > 0 and self._is_abandoned(pool, now):
                 orders.append(Order(DROP_POOL, NOTHING_TO_SAY, pool=pool))
         return orders
 
@@ -105,8 +106,9 @@ class Janitor:
                 client = cast(PoolClient, member)
                 if now - client.connect_time >= self.client_login_timeout:
                     report = pool.last_failure or errors.CLIENT_LOGIN_TIMEOUT_SERVER_DOWN
-                    orders.append(Order(CLOSE_CLIENT, errors.CLIENT_LOGIN_TIMEOUT_SERVER_DOWN.with_detail(
-                        report.message), client))
+                    orders.append(
+                        Order(CLOSE_CLIENT, errors.CLIENT_LOGIN_TIMEOUT_SERVER_DOWN.with_detail(report.message), client)
+                    )
         for member in pool.clients[CL_WAITING_CANCEL].members():
             client = cast(PoolClient, member)
             if self.cancel_wait_timeout > 0 and now - client.request_time >= self.cancel_wait_timeout:
@@ -132,6 +134,7 @@ class Janitor:
             server = cast(PoolServer, member)
             if self.server_connect_timeout > 0 and now - server.connect_time >= self.server_connect_timeout:
                 orders.append(Order(CLOSE_SERVER, errors.CONNECT_TIMEOUT, server=server))
+        self._end_of_tests(pool, now, orders)
         surplus: i64 = 0
         if limits.pool_size > 0:
             surplus = pool.server_count - limits.pool_size - limits.reserve_pool_size
@@ -140,9 +143,7 @@ class Janitor:
             for member in members.members():
                 server = cast(PoolServer, member)
                 idle = now - server.request_time
-                reason = pool.wants_retirement(server, now) if limits.server_lifetime > 0 else None
-                if reason is None and server.close_needed:
-                    reason = errors.CLOSE_NEEDED
+                reason = pool.wants_retirement(server, now)
                 if reason is None and surplus > 0:
                     reason = errors.TOO_MANY_SERVERS
                 if reason is None and 0 < limits.server_idle_timeout <= idle and spare > 0:
@@ -151,9 +152,18 @@ class Janitor:
                     orders.append(Order(CLOSE_SERVER, reason, server=server))
                     surplus -= 1
                     spare -= 1
-                elif (
-                    members is pool.idle
-                    and limits.server_check_query is not None
-                    and 0 < limits.server_check_delay <= idle
-                ):
+                elif members is pool.idle and limits.server_check_query is not None and 0 < limits.server_check_delay <= idle:
                     pool.move_server(server, SV_USED)
+
+    def _end_of_tests(self, pool: Pool, now: float, orders: list[Order]) -> None:
+        """Servers that do not answer a check or a reset, or whose cancel does not end: they would never be free again."""
+        for member in pool.servers[SV_TESTED].members():
+            server = cast(PoolServer, member)
+            if server.tested_since == 0.0:
+                server.tested_since = now
+            elif 0 < self.server_connect_timeout <= now - server.tested_since:
+                orders.append(Order(CLOSE_SERVER, errors.CHECK_FAILED.with_detail("no answer in time"), server=server))
+        for member in pool.servers[SV_BEING_CANCELED].members():
+            server = cast(PoolServer, member)
+            if 0 < self.cancel_wait_timeout <= now - server.request_time:
+                orders.append(Order(CLOSE_SERVER, errors.CANCEL_WAIT_TIMEOUT, server=server))

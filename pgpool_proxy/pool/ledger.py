@@ -29,7 +29,7 @@ class LocalLedger:
 
     def may_open(self, pool: Pool, now: float) -> bool:
         decision = limits.decide(pool, now)
-        if decision.verdict == limits.EVICT and decision.victim is not None:
+        while decision.verdict == limits.EVICT and decision.victim is not None:
             decision.victim.disconnect(errors.EVICTED, now)
             decision = limits.decide(pool, now)
         if decision.verdict == limits.OPEN_FROM_RESERVE:

@@ -2,6 +2,10 @@
 
 Decides and returns; the caller acts. Limits on clients (max_client_conn and its kin) are the registry's, where clients are
 counted.
+
+max_db_connections and max_user_connections are shared by several pools. A pool at such a limit takes the place of a server
+that is idle in another one. Where none is idle, since the others have waiters themselves, the pool starves; when it has no
+server at all for STARVED_S, a pool that has some gives up the next one that is released (`owes`).
 """
 
 from __future__ import annotations
@@ -12,11 +16,14 @@ from mypy_extensions import i64
 
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
 from pgpool_proxy.pool.pool import Pool
+from pgpool_proxy.pool.states import SV_USED
 
 FULL: Final = 0
 OPEN: Final = 1
 OPEN_FROM_RESERVE: Final = 2
 EVICT: Final = 3
+
+STARVED_S: Final = 1.0  # to give a server up costs two logins, some 10 ms each: at that pace next to nothing is lost
 
 
 class Decision:
@@ -48,15 +55,47 @@ def decide(pool: Pool, now: float) -> Decision:
         if longest_wait(pool, now) < limits.reserve_pool_timeout or pool.waiting.count == 0:
             return Decision(FULL)
         verdict = OPEN_FROM_RESERVE
+    by_database = database_is_full(pool)
+    by_user = user_is_full(pool)
+    if not by_database and not by_user:
+        return Decision(verdict)
+    waiters = pool.waiting.count
+    if waiters == 0 and pool.waiting_login.count:
+        waiters = 1
+    if pool.opening.count >= waiters:
+        return Decision(FULL)  # it is for min_pool_size, which takes nothing from others, nor from itself
+    victim = _longest_idle(pool.database.pools) if by_database else None
+    if by_user and (victim is not None or not by_database):
+        other = _longest_idle(pool.user.pools)
+        if other is None or not by_database:
+            victim = other
+    return Decision(EVICT, victim) if victim is not None else Decision(FULL, shared=True)
+
+
+def database_is_full(pool: Pool) -> bool:
     database = pool.database
-    if database.max_connections > 0 and database.server_count >= database.max_connections:
-        victim = _longest_idle(database.pools)
-        return Decision(EVICT, victim) if victim is not None else Decision(FULL, shared=True)
+    return database.max_connections > 0 and database.server_count >= database.max_connections
+
+
+def user_is_full(pool: Pool) -> bool:
     user = pool.user
-    if user.max_connections > 0 and user.server_count >= user.max_connections:
-        victim = _longest_idle(user.pools)
-        return Decision(EVICT, victim) if victim is not None else Decision(FULL, shared=True)
-    return Decision(verdict)
+    return user.max_connections > 0 and user.server_count >= user.max_connections
+
+
+def owes(source: Pool, starving: Pool, now: float) -> bool:
+    """Must `source` give up a server to `starving`, although it has waiters of its own?"""
+    if starving.server_count or now < starving.retry_at or starving.is_paused:
+        return False
+    waited = longest_wait(starving, now)
+    if waited < STARVED_S or waited <= longest_wait(source, now):
+        return False
+    by_database = database_is_full(starving)
+    by_user = user_is_full(starving)
+    if by_database and starving.database is not source.database:
+        return False
+    if by_user and starving.user is not source.user:
+        return False
+    return by_database or by_user
 
 
 def _longest_idle(pools: list[Pool]) -> PoolServer | None:
@@ -65,7 +104,7 @@ def _longest_idle(pools: list[Pool]) -> PoolServer | None:
     for pool in pools:
         if pool.waiting.count:
             continue
-        for member in pool.idle.members() + pool.servers[3].members():
+        for member in pool.idle.members() + pool.servers[SV_USED].members():
             server = cast(PoolServer, member)
             if found is None or server.request_time < found.request_time:
                 found = server

@@ -49,6 +49,7 @@ STATEMENT: Final = 2
 POOL_MODES: Final = ("session", "transaction", "statement")
 
 MAX_OPENING: Final = 8  # logins of one pool under way at once: a server forks and authenticates for each
+CHECK_GRACE_S: Final = 0.5  # a check query that takes longer is not counted on: another server is opened
 FIRST_RETRY_S: Final = 0.1  # pause after the first failed login; it doubles up to server_login_retry
 
 
@@ -109,6 +110,7 @@ class Pool:
         self.retry_at: float = 0.0  # no server is opened before
         self.last_lifetime_close: float = 0.0
         self.last_used: float = 0.0
+        self.handing: bool = False  # `_serve_waiting` is under way: what is released meanwhile is its next
 
     # --- counts -------------------------------------------------------------------------------------------------------
     @property
@@ -134,8 +136,8 @@ class Pool:
         return self.database.paused or self.database.registry.paused
 
     def __repr__(self) -> str:
-        counts = [f"{members.name}={members.count}" for members in self.clients + self.servers if members.count]
-        return f"<Pool {self.database.name}/{self.user.name} {' '.join(counts)}>"
+        counts = [f" {members.name}={members.count}" for members in self.clients + self.servers if members.count]
+        return f"<Pool {self.database.name}/{self.user.name}{''.join(counts)}>"
 
     # --- movers -------------------------------------------------------------------------------------------------------
     def move_client(self, client: PoolClient, state: i64) -> None:
@@ -180,9 +182,9 @@ class Pool:
             self.last_used = now
 
     def request(self, client: PoolClient, now: float) -> bool:
-        """`client` wants a server. True: it has one (`assigned` was called); False: it queues."""
-        if not self.is_paused:
-            server = self._pick()
+        """`client` wants a server. True: it was given one (`assigned` was called); False: it queues."""
+        if self.waiting.first is None and not self.is_paused:
+            server = self._pick(now)
             if server is not None:
                 self._give(server, client, now)
                 return True
@@ -190,14 +192,14 @@ class Pool:
         client.wait_notified = False
         self.move_client(client, CL_WAITING)
         self.grow(now)
-        return False
+        return client.state != CL_WAITING
 
     def withdraw(self, client: PoolClient) -> None:
         """A waiting client does not want a server any more (it was cancelled); it is idle again."""
         self.move_client(client, CL_ACTIVE)
         client.wait_start = 0.0
 
-    def _pick(self) -> PoolServer | None:
+    def _pick(self, now: float) -> PoolServer | None:
         """The idle server to use next; those that must not be used again are closed on the way."""
         idle = self.idle
         while True:
@@ -207,7 +209,7 @@ class Pool:
             server = cast(PoolServer, member)
             if not server.close_needed:
                 return server
-            server.disconnect(errors.OBSOLETE_CONNECTION, server.request_time)
+            server.disconnect(errors.OBSOLETE_CONNECTION, now)
 
     def _give(self, server: PoolServer, client: PoolClient, now: float) -> None:
         self.move_server(server, SV_ACTIVE)
@@ -217,12 +219,28 @@ class Pool:
         self.stats.server_assignment_count += 1
         client.assigned(server, now)
 
-    def _serve_first(self, server: PoolServer, now: float) -> bool:
-        """Hand an unlinked server to the client that has waited longest; False when nobody waits."""
-        member = self.waiting.first
-        if member is None or self.is_paused:
+    def _serve_waiting(self, server: PoolServer | None, now: float) -> bool:
+        """Hand an unlinked server, and after it the idle ones, to the clients that have waited longest.
+
+        False: nobody waits, or this is a call from within the one under way, which takes the server up when it is idle. So a
+        client whose request is over at once does not make the next hand-over part of its own.
+        """
+        if self.handing or self.waiting.count == 0 or self.is_paused:
             return False
-        client = cast(PoolClient, member)
+        self.handing = True
+        try:
+            while self.waiting.first is not None and not self.is_paused:
+                if server is None:
+                    server = self._pick(now)
+                    if server is None:
+                        break
+                self._serve(server, cast(PoolClient, self.waiting.first), now)
+                server = None
+            return True
+        finally:
+            self.handing = False
+
+    def _serve(self, server: PoolServer, client: PoolClient, now: float) -> None:
         self.move_client(client, CL_ACTIVE)
         self.stats.wait_time += i64((now - client.wait_start) * 1_000_000)
         client.wait_start = 0.0
@@ -234,7 +252,6 @@ class Pool:
             client.assigned(server, now)
         else:
             self._give(server, client, now)
-        return True
 
     # --- servers ------------------------------------------------------------------------------------------------------
     def add_server(self, server: PoolServer) -> None:
@@ -248,9 +265,10 @@ class Pool:
         self.last_failure = None
         self.failures = 0
         self.retry_at = 0.0
-        if self.server_parameters is None:
+        if self.server_parameters is None and not server.close_needed:
             self.server_parameters = parameters
-        self._welcome_all(now)
+        if self.server_parameters is not None:
+            self._welcome_all(now)
         self._free(server, now)
         self.grow(now)
 
@@ -288,17 +306,20 @@ class Pool:
             server.disconnect(reason, now)
             return
         limits = self.limits
-        if limits.server_check_delay == 0 and limits.server_check_query is not None and server.state != SV_TESTED:
+        if limits.server_check_delay == 0 and limits.server_check_query is not None and server.state != SV_LOGIN:
             self.move_server(server, SV_TESTED)
             server.check(limits.server_check_query, now)
             return
         self._settle(server, now)
 
     def _settle(self, server: PoolServer, now: float) -> None:
-        if not self._serve_first(server, now):
+        registry = self.database.registry
+        if registry.starving and registry.owes(self, now):
+            server.disconnect(errors.EVICTED, now)
+        elif not self._serve_waiting(server, now):
             self.move_server(server, SV_IDLE)
-            if self.database.registry.starving:
-                self.database.registry.server_idled(self, now)
+            if registry.starving:
+                registry.server_idled(self, now)
 
     def _retirement(self, server: PoolServer, now: float) -> Report | None:
         """Why a released server is not used again, or None."""
@@ -309,7 +330,12 @@ class Pool:
         lifetime = self.limits.server_lifetime
         if server.is_replication:
             return errors.REPLICATION_CLOSED
-        if now - server.connect_time >= lifetime and server.state != SV_LOGIN and self._lifetime_due(lifetime, now):
+        state = server.state
+        if now - server.connect_time < lifetime or state == SV_LOGIN:
+            return None
+        if lifetime == 0 and (state == SV_IDLE or state == SV_USED):
+            return None  # one use, which it has not had yet
+        if self._lifetime_due(lifetime, now):
             self.last_lifetime_close = now
             return errors.LIFETIME_OVER
         return None
@@ -325,7 +351,8 @@ class Pool:
         return self._retirement(server, now)
 
     def checked(self, server: PoolServer, now: float) -> None:
-        """server_check_query has been answered: the server may be used."""
+        """server_check_query or server_reset_query has been answered: the server may be used."""
+        server.tested_since = 0.0
         if server.cancels:
             self.move_server(server, SV_BEING_CANCELED)
             return
@@ -356,9 +383,14 @@ class Pool:
             self.user.server_count -= 1
             self.ledger.give_back(self)
         self.last_used = now
-        self.grow(now)
-        if self.database.registry.starving:
-            self.database.registry.room_made(self, now)
+        hungry = self.waiting.count > 0 or self.waiting_login.count > 0
+        registry = self.database.registry
+        if registry.starving:
+            if hungry:
+                registry.starve(self)  # its turn comes by the time that its first client has waited
+            registry.room_made(self, now)
+        if hungry:
+            self.grow(now)  # min_pool_size is the janitor's: what was evicted for another pool must not come back at once
 
     def forget_parameters(self) -> None:
         """What servers report is to be learned anew (RECONNECT, another server, another TLS set-up)."""
@@ -375,15 +407,17 @@ class Pool:
             self.move_client(client, CL_ACTIVE)
             client.welcome(now)
 
-    @property
-    def wanted_servers(self) -> i64:
+    def wanted_servers(self, now: float) -> i64:
         """How many more servers should be opening now, before limits: never more than there are waiters."""
         waiters = self.waiting.count
-        if self.waiting_login.count and self.server_parameters is None and waiters == 0:
-            waiters = 1
+        if waiters == 0:
+            if self.waiting_login.count and self.server_parameters is None:
+                waiters = 1
+        elif self.servers[SV_TESTED].count:
+            waiters -= self._being_checked(now)
         wanted = min(MAX_OPENING, waiters)
         servers = self.server_count
-        if servers < self.limits.min_pool_size and (self.user.is_forced or self.has_clients):
+        if servers < self.limits.min_pool_size and (self.has_clients or self.database.forced_user == self.user.name):
             missing = self.limits.min_pool_size - servers + self.opening.count
             if missing > MAX_OPENING:
                 missing = MAX_OPENING
@@ -391,34 +425,48 @@ class Pool:
                 wanted = missing
         return wanted - self.opening.count
 
+    def _being_checked(self, now: float) -> i64:
+        """Servers that will be free in a moment. One that takes long may never answer: nobody counts on it."""
+        count: i64 = 0
+        for member in self.servers[SV_TESTED].members():
+            if now - cast(PoolServer, member).request_time < CHECK_GRACE_S:
+                count += 1
+        return count
+
     @property
     def has_clients(self) -> bool:
         return (self.clients[CL_ACTIVE].count + self.waiting.count + self.waiting_login.count) > 0
 
     def grow(self, now: float) -> None:
-        """Open the servers that are wanted, allowed and not put off by a failed login."""
-        wanted = self.wanted_servers
-        if wanted <= 0:
-            return
-        if self.servers[SV_USED].count:
-            self._check_used(now)
-            return
-        if now < self.retry_at or self.is_paused or self.database.registry.closing:
-            return
-        while wanted > 0:
+        """See to those who wait: give them what is idle, check what was idle for long, open what is wanted, allowed and not
+        put off by a failed login."""
+        if self.waiting.first is not None and not self.is_paused:
+            if self.idle.first is not None:
+                self._serve_waiting(None, now)
+            if self.servers[SV_USED].count:
+                self._check_used(now)
+        while self.wanted_servers(now) > 0:
+            database = self.database
+            if now < self.retry_at or self.is_paused or database.is_removed or database.registry.closing is not None:
+                return
             if not self.ledger.may_open(self, now):
                 return
+            if self.wanted_servers(now) <= 0:  # the eviction of a server has called us, too
+                self.ledger.give_back(self)
+                return
             self.launcher.launch(self, now)
-            wanted -= 1
 
     def _check_used(self, now: float) -> None:
         """Somebody waits: the servers that were idle for long are checked, and come back through `checked`."""
+        used = self.servers[SV_USED]
         query = self.limits.server_check_query
-        wanted = self.waiting.count
-        for member in self.servers[SV_USED].members():
-            if wanted <= 0:
+        wanted = self.waiting.count - self._being_checked(now)
+        while wanted > 0:
+            member = used.first  # not a walk: what happens to one may close others
+            if member is None:
                 return
             server = cast(PoolServer, member)
+            server.request_time = now
             self.move_server(server, SV_TESTED)
             if query is None:
                 self.checked(server, now)

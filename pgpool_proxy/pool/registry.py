@@ -12,6 +12,7 @@ from mypy_extensions import i64
 
 from pgpool_proxy import errors
 from pgpool_proxy.errors import Report
+from pgpool_proxy.pool import limits
 from pgpool_proxy.pool.containers import StateList
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
 from pgpool_proxy.pool.ledger import Ledger
@@ -206,6 +207,14 @@ class Registry:
         for pool in hungry:
             if pool.waiting.count or pool.waiting_login.count:
                 pool.grow(now)
+
+    def owes(self, source: Pool, now: float) -> bool:
+        """Must `source`, which has waiters, give up a server to a pool that has none at all?"""
+        if source.waiting.count:
+            for pool in self.starving:
+                if limits.owes(source, pool, now):
+                    return True
+        return False
 
     def server_idled(self, source: Pool, now: float) -> None:
         """A server became idle, so one of the refused pools may evict it."""

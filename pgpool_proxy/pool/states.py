@@ -68,21 +68,13 @@ CLIENT_MOVES: Final[dict[ClientState, frozenset[ClientState]]] = {
 }
 
 SERVER_MOVES: Final[dict[ServerState, frozenset[ServerState]]] = {
-    ServerState.LOGIN: frozenset(
-        {ServerState.IDLE, ServerState.ACTIVE, ServerState.TESTED, ServerState.ACTIVE_CANCEL, ServerState.CLOSED}
-    ),
-    ServerState.IDLE: frozenset({ServerState.ACTIVE, ServerState.USED, ServerState.TESTED, ServerState.CLOSED}),
-    ServerState.ACTIVE: frozenset(
-        {ServerState.IDLE, ServerState.USED, ServerState.TESTED, ServerState.BEING_CANCELED, ServerState.CLOSED}
-    ),
+    ServerState.LOGIN: frozenset({ServerState.IDLE, ServerState.ACTIVE, ServerState.ACTIVE_CANCEL, ServerState.CLOSED}),
+    ServerState.IDLE: frozenset({ServerState.ACTIVE, ServerState.USED, ServerState.CLOSED}),
+    ServerState.ACTIVE: frozenset({ServerState.IDLE, ServerState.TESTED, ServerState.BEING_CANCELED, ServerState.CLOSED}),
     ServerState.USED: frozenset({ServerState.TESTED, ServerState.CLOSED}),
-    ServerState.TESTED: frozenset(
-        {ServerState.IDLE, ServerState.ACTIVE, ServerState.USED, ServerState.BEING_CANCELED, ServerState.CLOSED}
-    ),
+    ServerState.TESTED: frozenset({ServerState.IDLE, ServerState.ACTIVE, ServerState.BEING_CANCELED, ServerState.CLOSED}),
     ServerState.ACTIVE_CANCEL: frozenset({ServerState.CLOSED}),
-    ServerState.BEING_CANCELED: frozenset(
-        {ServerState.IDLE, ServerState.ACTIVE, ServerState.USED, ServerState.TESTED, ServerState.CLOSED}
-    ),
+    ServerState.BEING_CANCELED: frozenset({ServerState.IDLE, ServerState.ACTIVE, ServerState.TESTED, ServerState.CLOSED}),
     ServerState.CLOSED: frozenset(),
 }
 
