@@ -19,6 +19,13 @@ PIP := -m pip --disable-pip-version-check --quiet
 HAS_COMPILER := $(shell $(PYTHON) -c 'import os, shlex, shutil, sysconfig; \
 	cc = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]; \
 	print("yes" if shutil.which(cc) and os.path.exists(sysconfig.get_path("include") + "/Python.h") else "")' 2>/dev/null)
+# What setup.py is told for each build. The demo takes what it can get.
+PURE_compiled := 0
+PURE_plain := 1
+PURE_demo :=
+EXTRAS_compiled := test
+EXTRAS_plain := test,lint
+EXTRAS_demo := demo
 KINDS ?= $(if $(HAS_COMPILER),compiled )plain
 
 help:
@@ -46,12 +53,12 @@ endif
 
 # A wheel is built from a copy, so that neither old files of build/ nor modules compiled in place get into it.
 $(OUT)/%/wheel.stamp: $(SOURCES) | check-python
-	@echo "building the $* wheel for Python $(VERSION)"
+	@echo "building the $* wheel for Python $(VERSION)$(if $(filter plain,$*),, (compiling takes a minute or two))"
 	@rm -rf $(OUT)/$*/src $(OUT)/$*/wheel
 	@mkdir -p $(OUT)/$*/src
 	@tar -cf - --exclude=__pycache__ --exclude='*.so' --exclude='*.egg-info' pyproject.toml setup.py $(wildcard README.md) pgpool_proxy \
 		| tar -xf - -C $(OUT)/$*/src
-	@PGPOOL_PROXY_PURE=$(if $(filter plain,$*),1,0) $(PYTHON) $(PIP) wheel --no-deps --wheel-dir $(OUT)/$*/wheel $(OUT)/$*/src
+	@PGPOOL_PROXY_PURE=$(PURE_$*) $(PYTHON) $(PIP) wheel --no-deps --wheel-dir $(OUT)/$*/wheel $(OUT)/$*/src
 	@touch $@
 
 $(OUT)/%/venv.stamp: pyproject.toml | check-python
@@ -61,12 +68,11 @@ $(OUT)/%/venv.stamp: pyproject.toml | check-python
 	@touch $@
 
 $(OUT)/%/installed.stamp: $(OUT)/%/wheel.stamp $(OUT)/%/venv.stamp
-	@echo "installing the $* wheel"
-	@$(OUT)/$*/venv/bin/python $(PIP) install "$$(echo $(OUT)/$*/wheel/*.whl)[test$(if $(filter plain,$*),$(COMMA)lint)]"
+	@echo "installing the $* wheel and what it needs"
+	@$(OUT)/$*/venv/bin/python $(PIP) install "$$(echo $(OUT)/$*/wheel/*.whl)[$(EXTRAS_$*)]"
 	@$(OUT)/$*/venv/bin/python $(PIP) install --no-deps --force-reinstall $(OUT)/$*/wheel/*.whl
 	@touch $@
 
-COMMA := ,
 .SECONDARY:
 
 # --- what to run -----------------------------------------------------------------------------------------------------
@@ -89,18 +95,8 @@ lint: $(OUT)/plain/installed.stamp
 	$$bin/lint-imports --cache-dir $(OUT)/import_linter_cache || failed="$$failed import-linter"; \
 	if [ -n "$$failed" ]; then echo "lint: $$failed" >&2; exit 1; fi
 
-demo: check-python build/demo/installed.stamp
-	@exec build/demo/venv/bin/pgpool-proxy demo $(ARGS)
-
-build/demo/installed.stamp: $(SOURCES)
-	@echo "setting up the demo (once): a venv with pgpool_proxy and PostgreSQL under build/demo"
-	@[ -x build/demo/venv/bin/python ] || $(PYTHON) -m venv build/demo/venv
-	@rm -rf build/demo/src; mkdir -p build/demo/src
-	@tar -cf - --exclude=__pycache__ --exclude='*.so' --exclude='*.egg-info' pyproject.toml setup.py $(wildcard README.md) pgpool_proxy \
-		| tar -xf - -C build/demo/src
-	@build/demo/venv/bin/python $(PIP) install 'build/demo/src[demo]'
-	@build/demo/venv/bin/python $(PIP) install --no-deps --force-reinstall build/demo/src
-	@touch $@
+demo: check-python $(OUT)/demo/installed.stamp
+	@exec $(OUT)/demo/venv/bin/pgpool-proxy demo $(ARGS)
 
 # The bench runs on the compiled build where there is a compiler.
 bench: check-compiler $(OUT)/$(firstword $(KINDS))/installed.stamp

@@ -322,6 +322,7 @@ def pytest_configure(config: pytest.Config) -> None:
         run_dir = Path(tempfile.mkdtemp(prefix="pgpool_proxy-test-"))
         run_dir.chmod(0o755)
         os.environ[RUN_DIR] = str(run_dir)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up then, too
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -329,7 +330,23 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         run_dir = Path(os.environ.pop(RUN_DIR))
         for directory in run_dir.glob("*/data/"):
             Postgres(directory.parent, run_dir, 0).stop("immediate")
+        # A worker that died left its daemons behind: each has a file of this run's directory on its command line.
+        for pid in processes_of(run_dir):
+            os.kill(pid, signal.SIGKILL)
         shutil.rmtree(run_dir)
+
+
+def processes_of(run_dir: Path) -> list[int]:
+    """Processes, other than us, whose command line names something in this directory."""
+    found: list[int] = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"{run_dir}/".encode() in command and int(entry.name) != os.getpid():
+            found.append(int(entry.name))
+    return found
 
 
 @pytest.fixture(scope="session")
