@@ -102,6 +102,8 @@ class Pool:
         self.idle: StateList = self.servers[SV_IDLE]
         self.active: StateList = self.servers[SV_ACTIVE]
         self.opening: StateList = self.servers[SV_LOGIN]
+        self.used: StateList = self.servers[SV_USED]
+        self.tested: StateList = self.servers[SV_TESTED]
         self.stats: PoolStats = PoolStats()
         self.server_parameters: dict[bytes, bytes] | None = None  # what a server reports at login; None: not known yet
         self.generation: i64 = 0  # grows when servers have to be opened anew (RECONNECT): server_parameters are then stale
@@ -222,23 +224,24 @@ class Pool:
     def _serve_waiting(self, server: PoolServer | None, now: float) -> bool:
         """Hand an unlinked server, and after it the idle ones, to the clients that have waited longest.
 
-        False: nobody waits, or this is a call from within the one under way, which takes the server up when it is idle. So a
+        False: not in a pause, nor in a call from within the one under way, which takes the server up when it is idle. So a
         client whose request is over at once does not make the next hand-over part of its own.
         """
-        if self.handing or self.waiting.count == 0 or self.is_paused:
+        if self.handing or self.is_paused:
             return False
+        waiting = self.waiting
         self.handing = True
         try:
-            while self.waiting.first is not None and not self.is_paused:
+            if server is not None and waiting.count:
+                self._serve(server, cast(PoolClient, waiting.first), now)
+            while self.idle.count and waiting.count and not self.is_paused:
+                server = self._pick(now)
                 if server is None:
-                    server = self._pick(now)
-                    if server is None:
-                        break
-                self._serve(server, cast(PoolClient, self.waiting.first), now)
-                server = None
-            return True
+                    break
+                self._serve(server, cast(PoolClient, waiting.first), now)
         finally:
             self.handing = False
+        return True
 
     def _serve(self, server: PoolServer, client: PoolClient, now: float) -> None:
         self.move_client(client, CL_ACTIVE)
@@ -314,12 +317,15 @@ class Pool:
 
     def _settle(self, server: PoolServer, now: float) -> None:
         registry = self.database.registry
-        if registry.starving and registry.owes(self, now):
-            server.disconnect(errors.EVICTED, now)
-        elif not self._serve_waiting(server, now):
-            self.move_server(server, SV_IDLE)
-            if registry.starving:
-                registry.server_idled(self, now)
+        if self.waiting.first is not None:
+            if registry.starving and registry.owes(self, now):
+                server.disconnect(errors.EVICTED, now)
+                return
+            if self._serve_waiting(server, now):
+                return
+        self.move_server(server, SV_IDLE)
+        if registry.starving:
+            registry.server_idled(self, now)
 
     def _retirement(self, server: PoolServer, now: float) -> Report | None:
         """Why a released server is not used again, or None."""
@@ -330,18 +336,16 @@ class Pool:
         lifetime = self.limits.server_lifetime
         if server.is_replication:
             return errors.REPLICATION_CLOSED
-        state = server.state
-        if now - server.connect_time < lifetime or state == SV_LOGIN:
-            return None
-        if lifetime == 0 and (state == SV_IDLE or state == SV_USED):
-            return None  # one use, which it has not had yet
-        if self._lifetime_due(lifetime, now):
+        if now - server.connect_time >= lifetime and self._lifetime_due(server, lifetime, now):
             self.last_lifetime_close = now
             return errors.LIFETIME_OVER
         return None
 
-    def _lifetime_due(self, lifetime: float, now: float) -> bool:
+    def _lifetime_due(self, server: PoolServer, lifetime: float, now: float) -> bool:
         """Closings for age are spaced by lifetime / pool_size, so that they never come as a herd. 0: used once."""
+        state = server.state
+        if state == SV_LOGIN or (lifetime == 0 and (state == SV_IDLE or state == SV_USED)):
+            return False
         size = self.limits.pool_size
         spacing = lifetime / float(int(size)) if size > 0 else 0.0
         return now - self.last_lifetime_close >= spacing
@@ -413,7 +417,7 @@ class Pool:
         if waiters == 0:
             if self.waiting_login.count and self.server_parameters is None:
                 waiters = 1
-        elif self.servers[SV_TESTED].count:
+        elif self.tested.count:
             waiters -= self._being_checked(now)
         wanted = min(MAX_OPENING, waiters)
         servers = self.server_count
@@ -428,7 +432,7 @@ class Pool:
     def _being_checked(self, now: float) -> i64:
         """Servers that will be free in a moment. One that takes long may never answer: nobody counts on it."""
         count: i64 = 0
-        for member in self.servers[SV_TESTED].members():
+        for member in self.tested.members():
             if now - cast(PoolServer, member).request_time < CHECK_GRACE_S:
                 count += 1
         return count
@@ -440,13 +444,12 @@ class Pool:
     def grow(self, now: float) -> None:
         """See to those who wait: give them what is idle, check what was idle for long, open what is wanted, allowed and not
         put off by a failed login."""
-        if self.waiting.first is not None and not self.is_paused:
-            if self.idle.first is not None:
-                self._serve_waiting(None, now)
-            if self.servers[SV_USED].count:
-                self._check_used(now)
+        if self.idle.count and self.waiting.count:
+            self._serve_waiting(None, now)
+        if self.used.count and self.waiting.count and not self.is_paused:
+            self._check_used(now)
+        database = self.database
         while self.wanted_servers(now) > 0:
-            database = self.database
             if now < self.retry_at or self.is_paused or database.is_removed or database.registry.closing is not None:
                 return
             if not self.ledger.may_open(self, now):
@@ -458,11 +461,10 @@ class Pool:
 
     def _check_used(self, now: float) -> None:
         """Somebody waits: the servers that were idle for long are checked, and come back through `checked`."""
-        used = self.servers[SV_USED]
         query = self.limits.server_check_query
         wanted = self.waiting.count - self._being_checked(now)
         while wanted > 0:
-            member = used.first  # not a walk: what happens to one may close others
+            member = self.used.first  # not a walk: what happens to one may close others
             if member is None:
                 return
             server = cast(PoolServer, member)
