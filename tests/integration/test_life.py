@@ -331,7 +331,7 @@ def test_log_lines_are_those_of_pgbouncer(pooled: Proxy, login: Login) -> None:
     port = client.socket.getsockname()[1]
     value(client, "select 1")
     client.close()
-    pooled.wait_log("closing because: client unexpected eof")
+    pooled.wait_log(rf":{port} closing because: client unexpected eof")
     lines = [LINE.fullmatch(line) for line in pooled.log().splitlines()]
     assert None not in lines, pooled.log()
     assert {line["pid"] for line in lines if line} == {str(pooled.pid)}

@@ -194,12 +194,11 @@ def test_a_client_that_waits_for_the_first_server_is_told_that_the_server_is_dow
 @pytest.mark.parametrize(
     ("setting", "sql", "sqlstate", "text"),
     [
-        ("query_timeout", "select pg_sleep(10)", "57014", "query timeout"),
         ("idle_transaction_timeout", "", "25P03", "idle transaction timeout"),
         ("transaction_timeout", "select pg_sleep(10)", "25P04", "transaction timeout"),
     ],
 )
-def test_timeouts_on_queries_and_transactions_end_client_and_server(
+def test_timeouts_on_transactions_end_client_and_server(
     make_proxy: MakeProxy, database: Database, login: Login, setting: str, sql: str, sqlstate: str, text: str
 ) -> None:
     proxy = make_proxy(databases={"app": database.entry()}, pool_mode="transaction", **{setting: 0.4})
@@ -210,6 +209,18 @@ def test_timeouts_on_queries_and_transactions_end_client_and_server(
     fields = error(client.read_to_end())
     assert (fields["C"], fields["M"]) == (sqlstate, text)
     assert value(other, "select 1") == "1"
+
+
+def test_query_timeout_cancels_the_query_and_the_client_goes_on(
+    make_proxy: MakeProxy, database: Database, login: Login
+) -> None:
+    proxy = make_proxy(databases={"app": database.entry()}, pool_mode="transaction", query_timeout=0.4)
+    client = login(proxy)
+    pid = backend_pid(client)
+    fields = error(client.query("select pg_sleep(30)"))
+    assert (fields["C"], fields["M"]) == ("57014", "canceling statement due to user request")
+    assert value(client, "select 1") == "1"
+    assert backend_pid(client) == pid
 
 
 def test_client_idle_timeout_ends_a_client_that_asks_for_nothing(make_proxy: MakeProxy, login: Login) -> None:
