@@ -1,6 +1,6 @@
 """PostgreSQL, PgBouncer and pgpool_proxy side by side in one run, on one machine, interleaved.
 
-    python bench/compare.py                              everything, about 20 minutes
+    python bench/compare.py                              everything, about 25 minutes
     python bench/compare.py --only simple-20 --rounds 1  one workload, some seconds
     python bench/compare.py --baseline-only              without pgpool_proxy
 

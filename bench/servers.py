@@ -320,7 +320,8 @@ class PgpoolProxy(Pooler):
         done = subprocess.run(command, text=True, capture_output=True, check=False, cwd="/", env=environment())
         if done.returncode:
             raise BenchError(f"pgpool_proxy does not start (without it: --baseline-only): {done.stderr[-500:]}")
-        return done.stdout.strip().split("\n")[0]
+        name, build, *_ = done.stdout.splitlines()
+        return f"{name} ({build.removeprefix('build: ')})"
 
     def start(self) -> None:
         # As root it drops its rights itself: Python may lie where the account cannot read.
