@@ -13,6 +13,7 @@ PREPARING    setting the client's parameters; its bytes wait
 LINKED       relaying
 STALLED      the client's next message depends on answers that are still to come; its bytes wait
 RECOVERING   left by its client in the middle of something; being brought back to a clean state (recovery.py)
+ENDING       clean, but the server has only a part of the client's last message (of CopyData behind a COPY that failed, mostly)
 
 The server is free when ReadyForQuery said 'I', nothing is outstanding, no COPY IN is under way and the server's stream stands
 between two messages (`ready`): then, in transaction and statement mode, the link ends at the end of the chunk. In session mode
@@ -74,6 +75,7 @@ PREPARING: Final = 1
 LINKED: Final = 2
 RECOVERING: Final = 3
 STALLED: Final = 4
+ENDING: Final = 5
 
 JOIN_LIMIT: Final = 65536  # parts of a chunk are joined into one write up to this size
 
@@ -193,7 +195,7 @@ class Link:
         """The client has left: the server is kept if it is clean or can be made so, and closed otherwise."""
         server = self.server
         idle = self.outstanding.is_empty
-        if self.ready and idle and self.from_server_framer.at_boundary:
+        if self.ready and idle and self.from_server_framer.at_boundary and not self.from_client_framer.remaining:
             self.end(now)
             return
         if server.context.cancel_on_disconnect and recovery.begin(self, now):
@@ -213,7 +215,10 @@ class Link:
         if client is None:
             return
         if self.phase != LINKED:
-            client.put_aside(data)
+            if self.phase == ENDING:
+                self._finish_message(client, data, now)
+            else:
+                client.put_aside(data)
             return
         server = self.server
         stats = server.pool.stats
@@ -274,6 +279,20 @@ class Link:
                 stats.xact_count += 1
         elif outstanding.is_empty and self.ready and not self.keeps and not framer.is_holding and self.phase == LINKED:
             self.end(now)  # everything in the chunk was answered without the server
+
+    def _finish_message(self, client: ClientSession, data: bytes, now: float) -> None:
+        """The rest of a message that the server has a part of; with its end the link ends, too."""
+        framer = self.from_client_framer
+        rest = framer.remaining
+        if len(data) < rest:
+            framer.remaining -= len(data)
+            self.server.write(data)
+            return
+        framer.remaining = 0
+        self.server.write(data[:rest])
+        self.end(now)
+        if len(data) > rest:
+            client.received(data[rest:], now)
 
     def _pass_on_to_server(self, framer: Framer) -> None:
         """Write the chunk, as far as it is whole, with what was put in and left out."""
@@ -339,11 +358,14 @@ class Link:
         self._pass_on_to_client(framer)
         if ran:
             self.done(now)
-        elif self.phase == STALLED and outstanding.is_empty and self.client is not None:
+        elif self.phase == STALLED and (outstanding.is_empty or self.copy_in) and self.client is not None:
             self.phase = LINKED
             self.client.go_on(self, now)
         if self.ready and framer.at_boundary and ((self.phase == LINKED and not self.keeps) or self.phase == RECOVERING):
-            self.end(now)
+            if self.from_client_framer.remaining:
+                self.phase = ENDING
+            else:
+                self.end(now)
 
     def _ready_for_query(self, head: i64, now: float) -> bool:
         """Settle a ReadyForQuery. True: it ended the setting of parameters."""

@@ -81,6 +81,9 @@ def note(link: Link, client: ClientSession) -> bool:
             outstanding.push(kind)
         return True
     if outstanding.is_uncertain:
+        if link.copy_in:  # out of place: the server says so, and closes
+            outstanding.push(kind)
+            return True
         link.stall(client)
         return False
     if kind == PARSE:

@@ -218,3 +218,24 @@ def test_parameters_of_a_client_follow_it_to_another_clients_server(single: Prox
     assert [found.body for found in messages if found.type == b"S"] == [b"TimeZone\0Asia/Seoul\0"]
     assert value(berlin, "show timezone") == "Europe/Berlin"
     assert value(tokyo, "show timezone") == "Asia/Seoul"
+
+
+@pytest.mark.parametrize("leaves", [False, True], ids=["the client goes on", "the client leaves"])
+def test_a_server_is_not_released_inside_a_message_of_its_client(single: Proxy, login: Login, leaves: bool) -> None:
+    """A COPY fails while the client sends: what comes behind must not be the beginning of the next client's query."""
+    first, second = login(single), login(single)
+    run(first, "create table t (n int)")
+    ask(first, "copy t from stdin")
+    assert first.read_message().type == b"G"
+    late = message(b"d", b"1\n" * 100)
+    first.send(message(b"d", b"nonsense\n"), late[:77])
+    assert error(first.read_until(b"Z"))["C"] == "22P02"
+    ask(second, "select 'served'")
+    settle(single)
+    if leaves:
+        first.close()
+    else:
+        assert second.is_silent(0.05)
+        first.send(late[77:], message(b"c"), query("select 'next'"))
+        assert answer(first) == "next"
+    assert answer(second) == "served"
