@@ -12,18 +12,16 @@ ReadyForQuery says 'I' throughout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Final
 
 from pgpool_proxy import errors
-from pgpool_proxy.admin.commands import COMMANDS, HELP_TEXT, Command
-from pgpool_proxy.admin.control import ADMIN_NEEDED, Control, Pending, Refused, Row, error
-from pgpool_proxy.admin.grammar import STATEMENTS, Statement, invalid, parse
-from pgpool_proxy.admin.messages import Bind, read_bind, read_execute, read_parse, read_query, read_target
-from pgpool_proxy.admin.results import BINARY_FORMAT, TEXT_FORMAT, Column, data_row, row_description
-from pgpool_proxy.admin.show import FAKE_PARAMETERS, FDS, HELP, NO_FDS, Table, find_table
+from pgpool_proxy.admin.control import Control, Pending, Refused, Row, error
+from pgpool_proxy.admin.grammar import STATEMENTS
+from pgpool_proxy.admin.messages import read_bind, read_execute, read_parse, read_query, read_target
+from pgpool_proxy.admin.results import TEXT_FORMAT, data_row, row_description
+from pgpool_proxy.admin.statements import Portal, Prepared, formats_of, prepare
 from pgpool_proxy.errors import ProtocolViolation, Report
 from pgpool_proxy.session.client_session import BY_PENDING, ClientSession
 from pgpool_proxy.wire import backend
@@ -60,50 +58,18 @@ CONSOLE_PARAMETERS: Final[dict[bytes, bytes]] = {
 MAX_MESSAGE: Final = 65536  # bytes of one message: far more than any statement of the console needs
 MAX_WAITING: Final = 65536  # bytes that may wait behind a statement that takes time before reading stops
 MAX_STATEMENTS: Final = 1000  # prepared statements and portals of one client; drivers' caches hold some hundreds
-ROWS_AT_A_TIME: Final = 200  # rows that are made before the data path gets its turn (about 3 ms)
+ROWS_AT_A_TIME: Final = 50  # rows that are made before the data path gets its turn (about 2 ms)
 WRITE_SIZE: Final = 65536  # bytes that are collected before they are written
 LOOK_AGAIN_S: Final = 0.05  # pause while the client does not read its answers
 
 TOO_LONG: Final = errors.PACKET_TOO_LONG.saying(f"message is longer than the {MAX_MESSAGE} bytes that the console takes")
-HELP_NOTICE: Final = Report("Console usage", "00000", "NOTICE", HELP_TEXT)
-SET_IGNORED: Final = Report("SET ignored", "00000", "NOTICE")
-UNASKED: Final = ("BEGIN", "COMMIT", "ROLLBACK", "RESET")  # what drivers say unasked: accepted, without effect
 NO_PARAMETERS: Final = error("the console's statements take no parameters")
 STATEMENT_UNKNOWN: Final = error("prepared statement does not exist", "26000")
 PORTAL_UNKNOWN: Final = error("portal does not exist", "34000")
 PORTAL_USED: Final = error("portal cannot be run again", "55000")
 NAME_IN_USE: Final = error("a statement or portal of this name exists already", "42P05")
 TOO_MANY: Final = error(f"more than {MAX_STATEMENTS} prepared statements or portals", "54000")
-BAD_FORMAT: Final = error("unsupported format code", "22023")
-BAD_FORMATS: Final = error("as many result formats as columns are needed")
 NO_FUNCTIONS: Final = error("function call protocol is not supported by the console", "0A000")
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A statement that was found good; `table` is what a SHOW prints."""
-
-    statement: Statement
-    table: Table | None = None
-    command: Command | None = None
-    notice: Report | None = None
-    tag: bytes = b"SHOW"
-
-    @property
-    def columns(self) -> tuple[Column, ...]:
-        return self.table.columns if self.table is not None else ()
-
-
-@dataclass(slots=True)
-class Portal:
-    """A statement that is being run; `rows` are those that are still to be sent."""
-
-    prepared: Prepared
-    formats: list[int]
-    rows: Iterator[Row] | None = None
-    has_run: bool = False
-    limited: bool = False
-    left: int = 0  # rows that the Execute under way may still send, when it is limited
 
 
 class Console:
@@ -271,7 +237,7 @@ class Console:
     def _query(self, body: bytes) -> None:
         self._portals.clear()
         self._statements.pop("", None)
-        prepared = self._prepare(read_query(body))
+        prepared = prepare(read_query(body), self._is_admin)
         portal = Portal(prepared, [TEXT_FORMAT] * len(prepared.columns))
         if prepared.table is not None:
             self._say(row_description(prepared.columns, portal.formats))
@@ -284,7 +250,7 @@ class Console:
             raise Refused(NAME_IN_USE)
         if len(self._statements) >= MAX_STATEMENTS:
             raise Refused(TOO_MANY)
-        self._statements[name] = self._prepare(text)
+        self._statements[name] = prepare(text, self._is_admin)
         self._say(backend.PARSE_COMPLETE_MESSAGE)
 
     def _bind(self, body: bytes) -> None:
@@ -296,7 +262,7 @@ class Console:
             raise Refused(NAME_IN_USE)
         if len(self._portals) >= MAX_STATEMENTS:
             raise Refused(TOO_MANY)
-        self._portals[bind.portal] = Portal(prepared, _formats(bind, len(prepared.columns)))
+        self._portals[bind.portal] = Portal(prepared, formats_of(bind, len(prepared.columns)))
         self._say(backend.BIND_COMPLETE_MESSAGE)
 
     def _describe(self, body: bytes) -> None:
@@ -359,36 +325,6 @@ class Console:
         self._session.leave(errors.CLIENT_CLOSE_REQUEST, self._control.now())
 
     # --- statements -------------------------------------------------------------------------------------------------------
-    def _prepare(self, text: str) -> Prepared:
-        """Everything that can be said about a statement before it is run. Raises `Refused`."""
-        statement = parse(text)
-        verb = statement.verb
-        if verb in ("SHOW", "SELECT"):
-            return self._prepare_show(statement)
-        if verb in UNASKED:
-            return Prepared(statement, tag=verb.encode())
-        if verb == "SET" and statement.argument.lower() in FAKE_PARAMETERS:
-            return Prepared(statement, notice=SET_IGNORED, tag=b"SET")
-        if not verb:
-            return Prepared(statement, tag=b"")
-        command = COMMANDS.get(verb)
-        if command is None:
-            raise invalid(text)
-        command.check(statement)
-        if not self._is_admin:
-            raise Refused(ADMIN_NEEDED)
-        return Prepared(statement, command=command, tag=command.tag(statement))
-
-    def _prepare_show(self, statement: Statement) -> Prepared:
-        name = statement.argument.upper()
-        if statement.timeout_s:
-            raise invalid(statement.text)
-        if name == HELP:
-            return Prepared(statement, notice=HELP_NOTICE)
-        if name == FDS:
-            raise Refused(NO_FDS if self._is_admin else ADMIN_NEEDED)
-        return Prepared(statement, table=find_table(name, statement.text))
-
     def _run(self, portal: Portal, by_query: bool) -> None:
         prepared = portal.prepared
         self._by_query = by_query
@@ -482,15 +418,3 @@ class Console:
         self._session.unblock(BY_PENDING)
         if not self._working:
             self._work()
-
-
-def _formats(bind: Bind, columns: int) -> list[int]:
-    """The format code of each column."""
-    asked = bind.formats
-    if any(code not in (TEXT_FORMAT, BINARY_FORMAT) for code in asked):
-        raise Refused(BAD_FORMAT)
-    if len(asked) > 1 and len(asked) != columns:
-        raise Refused(BAD_FORMATS)
-    if len(asked) == columns:
-        return asked
-    return (asked or [TEXT_FORMAT]) * columns

@@ -1,27 +1,24 @@
 """What the SHOWs print: functions from the process's own objects (`Source`) to rows, sorted so that they do not jump about.
 
-Each returns the cells in the order of its table's columns (show.py). Long ones are generated while they are sent, so a client
-or server may have gone when its turn comes; it is printed as it was. No cell holds a secret.
+Each returns the cells in the order of its table's columns (show.py). No cell holds a secret. Clients and servers are in
+connections.py.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, cast
+from typing import Final
 
+from pgpool_proxy.admin.connections import pools_in_order, seconds_and_micros
 from pgpool_proxy.admin.control import ACTIVE, PAUSED, SUSPENDED, Cell, Row, Source
-from pgpool_proxy.pool.handles import PoolClient, PoolServer
 from pgpool_proxy.pool.limits import longest_wait
-from pgpool_proxy.pool.pool import POOL_MODES, Pool
+from pgpool_proxy.pool.pool import POOL_MODES
 from pgpool_proxy.pool.registry import Database
 from pgpool_proxy.pool.states import (
     CL_ACTIVE,
     CL_ACTIVE_CANCEL,
-    CL_LOGIN,
-    CL_WAITING,
     CL_WAITING_CANCEL,
-    CL_WAITING_LOGIN,
     SV_ACTIVE,
     SV_ACTIVE_CANCEL,
     SV_BEING_CANCELED,
@@ -31,211 +28,17 @@ from pgpool_proxy.pool.states import (
     SV_USED,
 )
 from pgpool_proxy.pool.stats import FIELDS, ZERO, merge
-from pgpool_proxy.session.client_session import ClientSession
-from pgpool_proxy.session.server_session import ServerSession
 from pgpool_proxy.settings import resolve
 from pgpool_proxy.settings.config import Config
 from pgpool_proxy.settings.entries import DatabaseEntry
 from pgpool_proxy.settings.model import config_rows
 
-TIME_FORMAT: Final = "%Y-%m-%d %H:%M:%S %Z"
 ADMIN_POOL_SIZE: Final = 2
-CLIENT_STATES: Final = {
-    CL_ACTIVE: "active",
-    CL_WAITING: "waiting",
-    CL_WAITING_LOGIN: "waiting",
-    CL_ACTIVE_CANCEL: "active_cancel_req",
-    CL_WAITING_CANCEL: "waiting_cancel_req",
-    CL_LOGIN: "login",
-}
-"""The names of SHOW CLIENTS, in the order in which it prints the clients of a pool."""
-SERVER_STATES: Final = {
-    SV_ACTIVE: "active",
-    SV_IDLE: "idle",
-    SV_USED: "used",
-    SV_TESTED: "tested",
-    SV_LOGIN: "new",
-    SV_ACTIVE_CANCEL: "active_cancel",
-    SV_BEING_CANCELED: "being_canceled",
-}
-CLIENT_SOCKET_STATES: Final = {
-    CL_ACTIVE: "cl_active",
-    CL_WAITING: "cl_waiting",
-    CL_WAITING_LOGIN: "cl_waiting",
-    CL_LOGIN: "cl_login",
-}
-SERVER_SOCKET_STATES: Final = {
-    SV_ACTIVE: "sv_active",
-    SV_IDLE: "sv_idle",
-    SV_USED: "sv_used",
-    SV_TESTED: "sv_tested",
-    SV_LOGIN: "sv_login",
-}
-
-
-def _pools(source: Source) -> list[Pool]:
-    """All pools by database and user."""
-    return [pool for _, pool in sorted(source.registry.pools.items())]
-
-
-# --- clients and servers ------------------------------------------------------------------------------------------------
-def clients(source: Source) -> Iterator[Row]:
-    """Those that are in a pool, so all whose login is done or waits for a server."""
-    for client in _clients_by_pool(source, CLIENT_STATES):
-        yield _client_row(source, client, CLIENT_STATES)
-
-
-def servers(source: Source) -> Iterator[Row]:
-    for server in _servers_by_pool(source, SERVER_STATES):
-        yield _server_row(source, server, SERVER_STATES)
-
-
-def sockets(source: Source) -> Iterator[Row]:
-    """Clients and servers, those that log in among them, with what lies in their buffers."""
-    for client in _clients_by_pool(source, CLIENT_SOCKET_STATES):
-        if client.state in CLIENT_SOCKET_STATES:
-            yield _client_row(source, client, CLIENT_SOCKET_STATES) + _buffers(source, client)
-    for server in _servers_by_pool(source, SERVER_SOCKET_STATES):
-        if server.state in SERVER_SOCKET_STATES:
-            yield _server_row(source, server, SERVER_SOCKET_STATES) + _buffers(source, server)
-    for member in sorted(source.registry.login_clients.members(), key=_number):
-        client = cast(PoolClient, member)
-        if client.state == CL_LOGIN:
-            yield _client_row(source, client, CLIENT_SOCKET_STATES) + _buffers(source, client)
-
-
-def active_sockets(source: Source) -> Iterator[Row]:
-    """Those of SHOW SOCKETS with something in their buffers."""
-    return (row for row in sockets(source) if row[-2] or row[-1])
-
-
-def _number(member: object) -> int:
-    return int(cast("PoolClient | PoolServer", member).number)
-
-
-def _clients_by_pool(source: Source, states: dict[int, str]) -> list[PoolClient]:
-    found: list[PoolClient] = []
-    for pool in _pools(source):
-        for state in states:
-            found += sorted([cast(PoolClient, member) for member in pool.clients[state].members()], key=_number)
-    return found
-
-
-def _servers_by_pool(source: Source, states: dict[int, str]) -> list[PoolServer]:
-    found: list[PoolServer] = []
-    for pool in _pools(source):
-        for state in states:
-            found += sorted([cast(PoolServer, member) for member in pool.servers[state].members()], key=_number)
-    return found
-
-
-def _client_row(source: Source, client: PoolClient, states: dict[int, str]) -> Row:
-    pool = client.pool
-    server = client.server
-    session = client if isinstance(client, ClientSession) else None
-    state = states.get(int(client.state), "closed")
-    if state == "active" and server is None:
-        state = "idle"
-    address, port, pid = "", 0, 0
-    name, tls, application_name, prepared = "", "", "", 0
-    if session is not None:
-        name = session.user_name
-        address, port, pid = _peer(session.address, session.port)
-        tls = session.tls
-        application_name = _application_name(source, session)
-        statements = session.statements
-        prepared = len(statements) if statements is not None else 0
-    waited = max(source.now() - client.wait_start, 0.0) if client.wait_start > 0 else 0.0
-    return (
-        "C",
-        name or "(nouser)",
-        pool.database.name if pool is not None else "(nodb)",
-        _replication(server),
-        state,
-        address,
-        port,
-        *source.local_name(client),
-        source.wall(client.connect_time).strftime(TIME_FORMAT),
-        source.wall(client.request_time).strftime(TIME_FORMAT),
-        *_seconds_and_micros(waited),
-        0,
-        f"C-{client.number}",
-        f"S-{server.number}" if server is not None else "",
-        pid,
-        tls,
-        application_name,
-        prepared,
-        int(client.number),
-    )
-
-
-def _server_row(source: Source, server: PoolServer, states: dict[int, str]) -> Row:
-    client = server.client
-    session = server if isinstance(server, ServerSession) else None
-    address, port, tls, application_name, prepared = "", 0, "", "", 0
-    if session is not None:
-        address, port = session.address or session.host, session.port
-        tls = session.tls
-        application_name = _application_name(source, session)
-        prepared = len(session.statements)
-    return (
-        "S",
-        server.pool.user.name,
-        server.pool.database.name,
-        _replication(server),
-        states.get(int(server.state), "closed"),
-        address,
-        port,
-        *source.local_name(server),
-        source.wall(server.connect_time).strftime(TIME_FORMAT),
-        source.wall(server.request_time).strftime(TIME_FORMAT),
-        0,
-        0,
-        int(server.close_needed),
-        f"S-{server.number}",
-        f"C-{client.number}" if client is not None else "",
-        int.from_bytes(server.cancel_key[:4], "big", signed=True),
-        tls,
-        application_name,
-        prepared,
-        int(server.number),
-    )
-
-
-def _peer(address: str, port: int) -> tuple[str, int, int]:
-    """Address, port and process id of a client; only those of unix sockets tell the last."""
-    if address.startswith("unix(") and address.endswith(")") and address[5:-1].isdigit():
-        return "unix", port, int(address[5:-1])
-    return address, port, 0
-
-
-def _replication(server: PoolServer | None) -> str:
-    return "physical" if server is not None and server.is_replication else "none"
-
-
-def _application_name(source: Source, session: ClientSession | ServerSession) -> str:
-    at = source.context.tracked.index(b"application_name")
-    value = session.parameters.values[at] if at >= 0 else None
-    return value.decode("utf-8", "replace") if value else ""
-
-
-def _seconds_and_micros(seconds: float) -> tuple[int, int]:
-    micros = int(seconds * 1_000_000)
-    return micros // 1_000_000, micros % 1_000_000
-
-
-def _buffers(source: Source, member: PoolClient | PoolServer) -> tuple[int, ...]:
-    """recv_pos, pkt_pos, pkt_remain, send_pos, send_remain, pkt_avail, send_avail. There is no buffer with positions here:
-    what was received and waits for a server is pkt_avail, what was sent and not yet taken is send_avail."""
-    received = len(member.pending) if isinstance(member, ClientSession) else 0
-    unsent = source.unsent(member)
-    return 0, 0, 0, 0, unsent, received, unsent
-
 
 # --- pools, databases, users --------------------------------------------------------------------------------------------
 def pools(source: Source) -> Iterator[Row]:
     now = source.now()
-    for pool in _pools(source):
+    for pool in pools_in_order(source):
         yield (
             pool.database.name,
             pool.user.name,
@@ -250,7 +53,7 @@ def pools(source: Source) -> Iterator[Row]:
             int(pool.servers[SV_USED].count),
             int(pool.servers[SV_TESTED].count),
             int(pool.servers[SV_LOGIN].count),
-            *_seconds_and_micros(max(longest_wait(pool, now), 0.0)),
+            *seconds_and_micros(max(longest_wait(pool, now), 0.0)),
             POOL_MODES[int(pool.limits.pool_mode)],
             pool.limits.load_balance_hosts,
         )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from pgpool_proxy.admin import rows
+from pgpool_proxy.admin import connections, rows
 from pgpool_proxy.admin.control import Row, Source, error
 from pgpool_proxy.admin.grammar import invalid
 from pgpool_proxy.admin.results import INT4, INT8, NUMERIC, TEXT, Column, Type
@@ -55,10 +55,10 @@ _CONNECTION: Final = """
 _SOCKET: Final = _CONNECTION + "recv_pos pkt_pos pkt_remain send_pos send_remain pkt_avail send_avail"
 
 _ALL: Final = (
-    Table("CLIENTS", "clients, one row each", _columns(_CONNECTION), rows.clients),
-    Table("SERVERS", "server connections, one row each", _columns(_CONNECTION), rows.servers),
-    Table("SOCKETS", "clients and servers with what lies in their buffers", _columns(_SOCKET), rows.sockets),
-    Table("ACTIVE_SOCKETS", "those of SOCKETS whose buffers are not empty", _columns(_SOCKET), rows.active_sockets),
+    Table("CLIENTS", "clients, one row each", _columns(_CONNECTION), connections.clients),
+    Table("SERVERS", "server connections, one row each", _columns(_CONNECTION), connections.servers),
+    Table("SOCKETS", "clients and servers with what lies in their buffers", _columns(_SOCKET), connections.sockets),
+    Table("ACTIVE_SOCKETS", "those of SOCKETS whose buffers are not empty", _columns(_SOCKET), connections.active_sockets),
     Table(
         "POOLS",
         "pools: clients and servers in each state, and the longest wait",

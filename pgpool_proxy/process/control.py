@@ -1,4 +1,4 @@
-"""What the console orders, carried out in this process: the `Control` and the `Source` of admin/control.py.
+"""What the console orders, carried out in this process: the `Control` of admin/control.py (its `Source` is in source.py).
 
 Theory of operation
 -------------------
@@ -10,23 +10,18 @@ answers the order, so none waits for something that cannot happen any more.
 
 from __future__ import annotations
 
-import os
-import resource
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Final
 
 from pgpool_proxy import errors, log
 from pgpool_proxy.admin import control as orders
-from pgpool_proxy.admin.control import ACTIVE, AT_ONCE, PAUSED, SUSPENDED, Done, Row, error
+from pgpool_proxy.admin.control import ACTIVE, AT_ONCE, Done, Row, error
 from pgpool_proxy.admin.show import find_table
 from pgpool_proxy.errors import ConfigError, Report
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
 from pgpool_proxy.pool.pool import Pool
-from pgpool_proxy.pool.registry import Database, Registry
+from pgpool_proxy.pool.registry import Database
 from pgpool_proxy.pool.states import (
     CL_LOGIN,
     SV_ACTIVE,
@@ -37,61 +32,12 @@ from pgpool_proxy.pool.states import (
     SV_TESTED,
     SV_USED,
 )
-from pgpool_proxy.session.client_session import ClientSession
-from pgpool_proxy.session.context import Context
-from pgpool_proxy.session.server_session import ServerSession
-from pgpool_proxy.settings.config import Config
+from pgpool_proxy.process.source import WorkerLike, WorkerSource
+from pgpool_proxy.process.suspension import Suspension
 from pgpool_proxy.settings.reload import set_value
 
-if TYPE_CHECKING:
-    from pgpool_proxy.process.host import WorkerHost
-
-BY_SUSPEND: Final = 8  # why a client is not read: the bits below are the session's own (session/client_session.py)
 UNUSED: Final = (SV_IDLE, SV_USED, SV_LOGIN)  # servers that nobody has: PAUSE closes them at once
 IN_USE: Final = (SV_ACTIVE, SV_TESTED, SV_BEING_CANCELED)
-
-
-class WorkerLike(Protocol):
-    """What is needed of process/worker.py."""
-
-    @property
-    def registry(self) -> Registry: ...
-
-    @property
-    def context(self) -> Context: ...
-
-    @property
-    def config(self) -> Config: ...
-
-    @property
-    def closing(self) -> Report | None: ...
-
-    @property
-    def users(self) -> Iterable[str]: ...
-
-    @property
-    def stats(self) -> Statistics: ...
-
-    @property
-    def host(self) -> WorkerHost: ...
-
-    def clock(self) -> float: ...
-
-    def wall(self, at: float) -> datetime: ...
-
-    def call_later(self, seconds: float, call: Callable[[], None]) -> object: ...
-
-    def reload(self) -> None: ...
-
-    def shutdown(self, mode: str) -> None: ...
-
-    def apply(self, config: Config) -> None: ...
-
-
-class Statistics(Protocol):
-    def totals(self) -> dict[str, tuple[int, ...]]: ...
-
-    def averages(self, database: str) -> tuple[int, ...]: ...
 
 
 class Waiting:
@@ -132,83 +78,13 @@ class Waiting:
         return f"<Waiting {self.name} {self.database.name if self.database is not None else ''}>"
 
 
-class WorkerControl:
+class WorkerControl(WorkerSource):
     """See the module's theory of operation."""
 
     def __init__(self, worker: WorkerLike) -> None:
-        self._worker = worker
+        super().__init__(worker)
         self._waiting: list[Waiting] = []
-        self._suspended_by: object | None = None
-        self._suspended: list[ClientSession | ServerSession] = []
-        self._suspended_at = 0.0
-
-    # --- Source ---------------------------------------------------------------------------------------------------------
-    @property
-    def registry(self) -> Registry:
-        return self._worker.registry
-
-    @property
-    def context(self) -> Context:
-        return self._worker.context
-
-    @property
-    def config(self) -> Config:
-        return self._worker.config
-
-    @property
-    def version(self) -> str:
-        try:
-            return f"pgpool_proxy {version('pgpool-proxy')}"
-        except PackageNotFoundError:
-            return "pgpool_proxy unknown"
-
-    @property
-    def mode(self) -> str:
-        if self._suspended_by is not None:
-            return SUSPENDED
-        return PAUSED if self.registry.paused else ACTIVE
-
-    def now(self) -> float:
-        return self._worker.clock()
-
-    def wall(self, at: float) -> datetime:
-        return self._worker.wall(at)
-
-    def call_later(self, seconds: float, call: Callable[[], None]) -> object:
-        return self._worker.call_later(seconds, call)
-
-    def known_users(self) -> Iterable[str]:
-        return self._worker.users
-
-    def totals(self) -> dict[str, tuple[int, ...]]:
-        return self._worker.stats.totals()
-
-    def averages(self, database: str) -> tuple[int, ...]:
-        return self._worker.stats.averages(database)
-
-    def local_name(self, member: PoolClient | PoolServer) -> tuple[str, int]:
-        if isinstance(member, ServerSession):
-            return member.local_address, member.local_port
-        name = _extra(member, "sockname")
-        if isinstance(name, tuple) and len(name) >= 2:
-            return str(name[0]), int(name[1])
-        return ("unix", member.port) if isinstance(member, ClientSession) and member.is_unix else ("", 0)
-
-    def unsent(self, member: PoolClient | PoolServer) -> int:
-        transport: Any = getattr(member, "transport", None)
-        size = getattr(transport, "get_write_buffer_size", None)
-        return int(size()) if size is not None and not member.is_closed else 0
-
-    def dns_hosts(self) -> Iterable[tuple[str, int, str]]:
-        dns: Any = getattr(self._worker, "dns", None)
-        found: Iterable[tuple[str, int, str]] = dns.hosts() if dns is not None else ()
-        return found
-
-    def resident_bytes(self) -> int:
-        try:
-            return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, IndexError, ValueError):
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self._suspension: Suspension | None = None
 
     # --- SHOW -----------------------------------------------------------------------------------------------------------
     def rows(self, table: str, done: Callable[[Iterable[Row]], None]) -> None:
@@ -217,8 +93,7 @@ class WorkerControl:
     # --- what time brings -------------------------------------------------------------------------------------------------
     def tick(self, now: float) -> None:
         """Called by the worker's janitor."""
-        if self._suspended_by is not None:
-            self._freeze(now)
+        self._freeze(now)
         for waiting in list(self._waiting):
             if waiting not in self._waiting:
                 continue  # answered by one before it
@@ -348,50 +223,26 @@ class WorkerControl:
         if any(database.paused for database in self.registry.databases.values()):
             done(orders.CANNOT_SUSPEND)
             return None
-        self._suspended_by = owner
-        self._suspended_at = self.now()
-        self._freeze(self._suspended_at)
-        return self._wait(Waiting(self, "SUSPEND", None, self._is_flushed, self._thaw, done, 0.0))
+        now = self.now()
+        suspension = Suspension(self.registry, owner, now)
+        self._suspension = suspension
+        self.is_suspended = True
+        self._freeze(now)
+        return self._wait(Waiting(self, "SUSPEND", None, lambda: suspension.is_flushed, self._thaw, done, 0.0))
 
     def _freeze(self, now: float) -> None:
-        """Read nothing from whoever is there; who comes later is stopped at the next tick. Consoles go on."""
-        known = set(map(id, self._suspended))
-        timeout = self.config.settings.suspend_timeout
-        for pool in self._pools_of(None):
-            for members in pool.clients:
-                for client in members.members():
-                    if isinstance(client, ClientSession) and id(client) not in known:
-                        client.block(BY_SUSPEND)
-                        self._suspended.append(client)
-            for members in pool.servers:
-                for server in members.members():
-                    if isinstance(server, ServerSession):
-                        server.block(now)  # again: a client that has caught up may have set it free
-                        if id(server) not in known:
-                            self._suspended.append(server)
-        self._suspended = [member for member in self._suspended if not member.is_closed]
-        if 0 < timeout <= now - self._suspended_at:
-            for member in list(self._suspended):
-                if self.unsent(member):
-                    member.disconnect(errors.SUSPEND_TIMEOUT, now)
-
-    def _is_flushed(self) -> bool:
-        return not any(self.unsent(member) for member in self._suspended)
+        if self._suspension is not None:
+            self._suspension.freeze(self.config.settings.suspend_timeout, now)
 
     def _thaw(self) -> None:
-        frozen = self._suspended
-        self._suspended = []
-        self._suspended_by = None
-        for member in frozen:
-            if member.is_closed:
-                continue
-            if isinstance(member, ClientSession):
-                member.unblock(BY_SUSPEND)
-            elif member.link.client is None or not member.link.client.write_full:
-                member.unblock()
+        suspension = self._suspension
+        self._suspension = None
+        self.is_suspended = False
+        if suspension is not None:
+            suspension.thaw()
 
     def console_closed(self, owner: object) -> None:
-        if self._suspended_by is owner:
+        if self._suspension is not None and self._suspension.owner is owner:
             log.get_logger().info("admin disappeared when suspended, doing RESUME")
             self._resume_all()
 
@@ -572,13 +423,6 @@ def _clients(pool: Pool) -> Iterator[PoolClient]:
 
 def _nothing_in(pools: Callable[[], list[Pool]], states: tuple[int, ...]) -> Callable[[], bool]:
     return lambda: not any(pool.servers[state].count for pool in pools() for state in states)
-
-
-def _extra(member: PoolClient | PoolServer, name: str) -> object:
-    """What asyncio's transport of a connection knows; None where there is none."""
-    transport: Any = getattr(member, "transport", None)
-    ask = getattr(transport, "get_extra_info", None)
-    return ask(name) if ask is not None else None
 
 
 def _log(command: str, argument: str | None) -> None:

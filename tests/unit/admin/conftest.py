@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any
 
 import pytest
@@ -96,7 +97,7 @@ class House:
             peers={3: PeerEntry(3, "10.0.0.3"), 2: PeerEntry(2, "/sockets", 6433, 5)},
         )
         self.registry = Registry(LocalLedger(), self, self)
-        self.context = Context(self, self.registry, CancelKeys(self.random), TrackedParameters())
+        self.context = Context(self, self.registry, CancelKeys(Random(1).randbytes), TrackedParameters())
         self.stats = self.host = self.logins = self.lookups = self
         self.control = WorkerControl(self)
         admin = Database("pgbouncer", self.registry)
@@ -192,10 +193,6 @@ class House:
         return 1.0
 
     # --- who is there -----------------------------------------------------------------------------------------------------
-    @staticmethod
-    def random(size: int) -> bytes:
-        return bytes(index * 7 % 256 for index in range(size))
-
     def client(self, database: str = "app", user: str = "alice", address: str = "192.0.2.1", port: int = 4000) -> ClientSession:
         """A client that has logged in, to a pool whose parameters are known."""
         found = self.registry.database(database)

@@ -11,7 +11,7 @@ from fix_raw import message, query, sync, terminate
 
 from pgpool_proxy import errors
 from pgpool_proxy.admin.commands import COMMANDS
-from pgpool_proxy.admin.console import CONSOLE_PARAMETERS, MAX_MESSAGE, MAX_WAITING
+from pgpool_proxy.admin.console import CONSOLE_PARAMETERS, MAX_MESSAGE, MAX_WAITING, ROWS_AT_A_TIME
 from pgpool_proxy.admin.control import error
 from pgpool_proxy.admin.show import TABLES
 from pgpool_proxy.pool.states import CL_CLOSED
@@ -220,14 +220,14 @@ def test_a_client_that_leaves_abandons_its_order(house: Any, orders: Any) -> Non
 
 # --- long answers -------------------------------------------------------------------------------------------------------
 def test_a_long_answer_is_sent_in_parts_between_which_others_have_their_turn(house: Any, orders: Any) -> None:
-    orders.row_source = [(f"r{number}", "x") for number in range(500)]
+    orders.row_source = [(f"r{number}", "x") for number in range(ROWS_AT_A_TIME * 2 + 7)]
     talk = house.console(control=orders)
-    assert types(talk.send(query("SHOW STATE"), query("SHOW VERSION"))) == b"T" + b"D" * 200
+    assert types(talk.send(query("SHOW STATE"), query("SHOW VERSION"))) == b"T" + b"D" * ROWS_AT_A_TIME
     house.run_later()
-    assert types(talk.heard()) == b"D" * 200
+    assert types(talk.heard()) == b"D" * ROWS_AT_A_TIME
     orders.row_source = [("v",)]
     house.run_later()
-    assert types(talk.heard()) == b"D" * 100 + b"CZ" + b"TDCZ"
+    assert types(talk.heard()) == b"D" * 7 + b"CZ" + b"TDCZ"
 
 
 def test_rows_are_not_made_for_a_client_that_does_not_read_them(house: Any, orders: Any) -> None:
@@ -238,10 +238,10 @@ def test_rows_are_not_made_for_a_client_that_does_not_read_them(house: Any, orde
     talk.session.writing_paused(house.clock_now)
     for _ in range(10):
         house.run_later()
-    assert next(made) == 200
+    assert next(made) == ROWS_AT_A_TIME
     talk.session.writing_resumed()
     house.run_later()
-    assert len(talk.heard()) == 200
+    assert len(talk.heard()) == ROWS_AT_A_TIME
 
 
 def test_statements_are_not_answered_for_a_client_that_does_not_read(house: Any) -> None:
@@ -278,7 +278,7 @@ def test_a_client_that_leaves_in_a_long_answer_gets_no_more(house: Any, orders: 
 
 def test_a_fault_in_a_table_costs_its_client_the_connection_and_nobody_else(house: Any, orders: Any) -> None:
     def broken() -> Any:
-        yield from [("a", "b")] * 200
+        yield from [("a", "b")] * ROWS_AT_A_TIME
         raise ZeroDivisionError
 
     orders.row_source = broken()

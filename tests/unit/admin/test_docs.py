@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pgpool_proxy.admin import console, control, grammar, messages, show
+from pgpool_proxy.admin import console, control, grammar, messages, show, statements
 from pgpool_proxy.admin.commands import COMMANDS
 from pgpool_proxy.admin.show import FAKE_PARAMETERS, TABLES
 from pgpool_proxy.errors import Report
@@ -62,7 +62,7 @@ def test_every_pretended_parameter_is_named() -> None:
 def test_every_error_is_listed() -> None:
     reports = {
         (report.sqlstate, report.message)
-        for module in (control, console, grammar, messages, show)
+        for module in (control, console, grammar, messages, show, statements)
         for report in vars(module).values()
         if isinstance(report, Report) and report.severity == "ERROR"
     }

@@ -1,0 +1,153 @@
+"""What the console's tables are made from in this process: the `Source` of admin/control.py."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pgpool_proxy.admin.control import ACTIVE, PAUSED, SUSPENDED
+from pgpool_proxy.errors import Report
+from pgpool_proxy.pool.handles import PoolClient, PoolServer
+from pgpool_proxy.pool.registry import Registry
+from pgpool_proxy.session.client_session import ClientSession
+from pgpool_proxy.session.context import Context
+from pgpool_proxy.session.server_session import ServerSession
+from pgpool_proxy.settings.config import Config
+
+if TYPE_CHECKING:
+    from pgpool_proxy.process.host import WorkerHost
+
+
+class WorkerLike(Protocol):
+    """What is needed of process/worker.py."""
+
+    @property
+    def registry(self) -> Registry: ...
+
+    @property
+    def context(self) -> Context: ...
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def closing(self) -> Report | None: ...
+
+    @property
+    def users(self) -> Iterable[str]: ...
+
+    @property
+    def stats(self) -> Statistics: ...
+
+    @property
+    def host(self) -> WorkerHost: ...
+
+    def clock(self) -> float: ...
+
+    def wall(self, at: float) -> datetime: ...
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> object: ...
+
+    def reload(self) -> None: ...
+
+    def shutdown(self, mode: str) -> None: ...
+
+    def apply(self, config: Config) -> None: ...
+
+
+class Statistics(Protocol):
+    def totals(self) -> dict[str, tuple[int, ...]]: ...
+
+    def averages(self, database: str) -> tuple[int, ...]: ...
+
+
+class WorkerSource:
+    """See the module's docstring."""
+
+    def __init__(self, worker: WorkerLike) -> None:
+        self._worker = worker
+        self.is_suspended = False
+
+    @property
+    def mode(self) -> str:
+        if self.is_suspended:
+            return SUSPENDED
+        return PAUSED if self.registry.paused else ACTIVE
+
+    @property
+    def registry(self) -> Registry:
+        return self._worker.registry
+
+    @property
+    def context(self) -> Context:
+        return self._worker.context
+
+    @property
+    def config(self) -> Config:
+        return self._worker.config
+
+    @property
+    def version(self) -> str:
+        try:
+            return f"pgpool_proxy {version('pgpool-proxy')}"
+        except PackageNotFoundError:
+            return "pgpool_proxy unknown"
+
+    def now(self) -> float:
+        return self._worker.clock()
+
+    def wall(self, at: float) -> datetime:
+        return self._worker.wall(at)
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> object:
+        return self._worker.call_later(seconds, call)
+
+    def known_users(self) -> Iterable[str]:
+        return self._worker.users
+
+    def totals(self) -> dict[str, tuple[int, ...]]:
+        return self._worker.stats.totals()
+
+    def averages(self, database: str) -> tuple[int, ...]:
+        return self._worker.stats.averages(database)
+
+    def local_name(self, member: PoolClient | PoolServer) -> tuple[str, int]:
+        if isinstance(member, ServerSession):
+            return member.local_address, member.local_port
+        name = _extra(member, "sockname")
+        if isinstance(name, tuple) and len(name) >= 2:
+            return str(name[0]), int(name[1])
+        return ("unix", member.port) if isinstance(member, ClientSession) and member.is_unix else ("", 0)
+
+    def unsent(self, member: PoolClient | PoolServer) -> int:
+        return unsent(member)
+
+    def dns_hosts(self) -> Iterable[tuple[str, int, str]]:
+        dns: Any = getattr(self._worker, "dns", None)
+        found: Iterable[tuple[str, int, str]] = dns.hosts() if dns is not None else ()
+        return found
+
+    def resident_bytes(self) -> int:
+        try:
+            return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, IndexError, ValueError):
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _extra(member: PoolClient | PoolServer, name: str) -> object:
+    """What asyncio's transport of a connection knows; None where there is none."""
+    transport: Any = getattr(member, "transport", None)
+    ask = getattr(transport, "get_extra_info", None)
+    return ask(name) if ask is not None else None
+
+
+def unsent(member: PoolClient | PoolServer) -> int:
+    """Bytes that were written to a connection and that the kernel has not taken yet."""
+    transport: Any = getattr(member, "transport", None)
+    size = getattr(transport, "get_write_buffer_size", None)
+    return int(size()) if size is not None and not member.is_closed else 0
