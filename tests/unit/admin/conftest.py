@@ -281,13 +281,17 @@ class Talk:
         data = sql.encode() + b"\0"
         return self.send(b"Q" + struct.pack("!i", len(data) + 4) + data)
 
-    def rows(self, sql: str) -> list[dict[str, str | None]]:
-        """The rows of a SHOW by column name, in text."""
+    def ask_whole(self, sql: str) -> list[Message]:
+        """The same, with the parts of a long answer that come later."""
         messages = self.ask(sql)
-        while messages[-1].type != b"Z":
-            assert self.house.later, messages[-1]
+        while self.house.later:
             self.house.run_later()
             messages += self.heard()
+        return messages
+
+    def rows(self, sql: str) -> list[dict[str, str | None]]:
+        """The rows of a SHOW by column name, in text."""
+        messages = self.ask_whole(sql)
         assert messages[0].type == b"T", messages[0].fields()
         names = columns(messages[0])
         return [
@@ -298,7 +302,7 @@ class Talk:
 
     def outcome(self, sql: str) -> str:
         """The tag of CommandComplete, or `SQLSTATE text` of the error, or nothing when there is no answer yet."""
-        return outcome(self.ask(sql))
+        return outcome(self.ask_whole(sql))
 
     def cancel(self) -> None:
         assert self.session.console is not None

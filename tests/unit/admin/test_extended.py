@@ -34,7 +34,7 @@ def test_a_show_by_the_extended_protocol(house: Any) -> None:
 @pytest.mark.parametrize("name", sorted(TABLES))
 def test_describe_of_a_statement_knows_the_columns_before_anything_runs(house: Any, name: str) -> None:
     talk = house.console()
-    simple = talk.ask(f"SHOW {name}")[0]
+    simple = talk.ask_whole(f"SHOW {name}")[0]
     messages = talk.send(parse(f"SHOW {name}", "s"), describe("S", "s"), flush())
     assert types(messages) == b"1tT"
     assert messages[1].body == b"\0\0"
