@@ -127,6 +127,8 @@ class Worker:
         rules = read_rules(config)
         client_tls = self.client_tls.read(config)
         server_tls = self.server_tls.read(config)
+        if _about_log(config) != _about_log(self.config):
+            log.configure(config.settings, quiet=log_is_quiet())
         self.config = config
         self.host.logins.rules.use(rules)
         self.host.configure(config)
@@ -167,7 +169,6 @@ class Worker:
         path = self.config.settings.conffile or self.config.path
         fresh = configuration.load(path, self._overrides, self._environ)
         change = plan(self.config, fresh)
-        log.configure(change.config.settings, quiet=log_is_quiet())
         self._carry_out(change)
 
     def _carry_out(self, change: ReloadPlan) -> None:
@@ -298,6 +299,19 @@ class Worker:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _about_log(config: Config) -> tuple[object, ...]:
+    """The settings that the log obeys."""
+    settings = config.settings
+    return (
+        settings.logfile,
+        settings.verbose,
+        settings.log_format,
+        settings.syslog,
+        settings.syslog_ident,
+        settings.syslog_facility,
+    )
 
 
 _quiet = False

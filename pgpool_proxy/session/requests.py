@@ -170,8 +170,8 @@ def _parse(link: Link, client: ClientSession) -> bool:
 
 
 def _parse_for_verdict(link: Link, name: bytes, statement: Statement) -> None:
-    """In a transaction that has failed, or may have, a Parse is refused unless it ends the transaction: the server tells, by one
-    that is thrown away."""
+    """In a transaction that has failed, or may have, a Parse is refused unless it ends the transaction: the server tells, by
+    one that is thrown away."""
     link.parts.append(frontend.parse(VERDICT_NAME, statement.rest))
     link.outstanding.push_noted(PARSE, Pending(PARSE_FAKED, name, statement))
     link.parts.append(frontend.close_statement(VERDICT_NAME))

@@ -57,6 +57,7 @@ SIMPLE = [
     "DISCARD ALL",
 ]
 PORTALS = ["", "p"]
+VALUES = st.sampled_from([(), ("7",)])
 UNSTABLE_FIELDS = b"FLRW"  # of an error: file, line and routine of the server's source, and the context
 Request = tuple[str, bytes]
 
@@ -66,7 +67,7 @@ def requests() -> st.SearchStrategy[Request]:
     portals = st.sampled_from(PORTALS)
     return st.one_of(
         st.builds(lambda text, name: ("P", parse(text, name)), st.sampled_from(TEXTS), names),
-        st.builds(lambda name, portal, values: ("B", bind(name, portal, *values)), names, portals, st.sampled_from([(), ("7",)])),
+        st.builds(lambda name, portal, values: ("B", bind(name, portal, *values)), names, portals, VALUES),
         st.builds(lambda name: ("D", describe("S", name)), names),
         st.builds(lambda portal: ("D", describe("P", portal)), portals),
         st.builds(lambda portal, limit: ("E", execute(portal, limit)), portals, st.sampled_from([0, 2])),
