@@ -160,6 +160,13 @@ class Framer:
         self.end = start
         self.pos = self.size
 
+    def put_back(self) -> bytes:
+        """The chunk from the current message on, which from now on is the caller's."""
+        self.remaining = 0
+        self.end = self.start
+        self.pos = self.size
+        return self.data[self.start : self.size]
+
     @property
     def at_boundary(self) -> bool:
         """True when no message is under way and nothing is put aside."""
