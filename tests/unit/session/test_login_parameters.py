@@ -12,7 +12,8 @@ from pgpool_proxy.session.login_parameters import LoginParameters, Spellings
 from pgpool_proxy.session.parameters import TrackedParameters
 
 TRACKED = TrackedParameters([b"IntervalStyle"])
-BASE = TRACKED.from_reported({b"client_encoding": b"UTF8", b"DateStyle": b"ISO, MDY", b"TimeZone": b"UTC", b"server_version": b"18"})
+REPORTED = {b"client_encoding": b"UTF8", b"DateStyle": b"ISO, MDY", b"TimeZone": b"UTC", b"server_version": b"18"}
+BASE = TRACKED.from_reported(REPORTED)
 
 
 def context(ignored: tuple[str, ...] = (), keeps_all: bool = False) -> Any:
