@@ -115,13 +115,15 @@ def test_a_connection_to_the_server_that_breaks_at_any_point_is_told_to_its_clie
         client, idle = login(proxy), login(proxy)
         value(idle, "select 1")
         point(client)
-        getattr(middleman, how)()
+        before = proxy.log().count("closing because: server closed the connection")
+        broken = getattr(middleman, how)()
         fields = last_words(client)
         if fields is None:
             assert point in (in_the_middle_of_a_result, in_copy_out), point.__name__
         else:
             assert (fields["S"], fields["C"], fields["M"]) == ("FATAL", "08006", "server conn crashed?"), point.__name__
-        settle(proxy)
+        lost = before + broken
+        wait_until(lambda lost=lost: proxy.log().count("closing because: server closed the connection") >= lost)  # type: ignore[misc]
         assert value(idle, "select 'did not notice'") == "did not notice"
         idle.close()
         database.server.terminate(datname=database.name)  # who sleeps does not notice that the client is gone
