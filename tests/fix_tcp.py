@@ -247,9 +247,9 @@ class Middleman:
             if flow.delay and pair.closed.wait(flow.delay):
                 return False
             if piece and not flow.swallow:
-                pair.send(sink, piece)
-                flow.bytes += len(piece)
+                flow.bytes += len(piece)  # before it is sent: who has received it may look at the count
                 flow.writes += 1
+                pair.send(sink, piece)
             if flow.cut_after is not None and flow.bytes >= flow.cut_after:
                 pair.close(reset=True)
                 return False
