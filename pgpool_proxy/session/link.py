@@ -36,9 +36,12 @@ from pgpool_proxy.session.outstanding import (
     FAKE,
     FORWARD,
     KIND_MASK,
+    NOTED,
     NOTHING,
     SKIP,
+    UNNAMED_PARSED,
     Outstanding,
+    Pending,
 )
 from pgpool_proxy.wire import frontend
 from pgpool_proxy.wire.backend import CLOSE_COMPLETE_MESSAGE, PARSE_COMPLETE_MESSAGE
@@ -237,10 +240,14 @@ class Link:
                     return
                 if framer.data_at(HEADER_SIZE) == requests.LETTER_D and not requests.query(self, client):
                     break
-                if not outstanding.skipping and framer.stop != self.mark:
-                    outstanding.push(QUERY)
-                client.unnamed = None
-                server.unnamed = None
+                if not outstanding.skipping:
+                    if framer.stop != self.mark:
+                        if client.unnamed is not None and not outstanding.is_empty:
+                            outstanding.push_noted(QUERY, Pending(UNNAMED_PARSED, unnamed=client.unnamed))
+                        else:
+                            outstanding.push(QUERY)
+                    client.unnamed = None
+                    server.unnamed = None
             elif kind == SYNC:
                 if not self.copy_in:
                     outstanding.push(SYNC)
@@ -378,6 +385,8 @@ class Link:
         if status != STATUS_IDLE and status != STATUS_IN_TRANSACTION and status != STATUS_FAILED:
             raise errors.ProtocolViolation(errors.SERVER_PROTOCOL.with_detail("ReadyForQuery with an unknown status"))
         self.status = status
+        if head & NOTED:
+            answers.drop_note(self, head)
         outstanding.pop()
         if head & ACTION_MASK == SKIP:
             self.leave_out(framer.start, framer.stop)

@@ -27,6 +27,7 @@ ACTION_MASK: Final = 3 << 8
 NOTED: Final = 1 << 10
 UNNAMED: Final = 1 << 11  # a Parse or Close of the unnamed statement
 NAMED: Final = 1 << 12  # the client's name is kept beside it
+NOTED_QUERY: Final = QUERY | NOTED
 NUMBER_SHIFT: Final = 13
 
 NOTHING: Final = -1
@@ -108,6 +109,8 @@ class Outstanding:
     def push_noted(self, entry: i64, note: Pending) -> None:
         self._entries.append(int(entry | NOTED))
         self._notes.append(note)
+        if entry == QUERY:
+            self._queries += 1
 
     def head(self) -> i64:
         """The entry whose answer comes next, or NOTHING."""
@@ -117,7 +120,7 @@ class Outstanding:
 
     def pop(self) -> None:
         entry: i64 = self._entries[self._head]
-        if entry == QUERY:
+        if entry == QUERY or entry == NOTED_QUERY:
             self._queries -= 1
         elif entry == SYNC:
             self._syncs -= 1

@@ -111,6 +111,14 @@ CONVERSATIONS: dict[str, tuple[bytes, int]] = {
         3,
     ),
     "a simple query ends the unnamed statement": (parse("select 1") + sync() + query("select 2") + bind() + sync(), 3),
+    "a simple query that is discarded does not end the unnamed statement": (
+        parse("select 1") + bind("unknown") + query("select 2") + sync() + bind() + execute() + sync(),
+        2,
+    ),
+    "a simple query in a pipeline ends the unnamed statement": (
+        parse("select 1") + bind() + execute() + query("select 2") + bind() + sync() + bind() + sync(),
+        3,
+    ),
     "a function call": (function_call(LENGTH_OID, b"twelve bytes"), 1),
     "a function call that fails": (function_call(1) + function_call(LENGTH_OID, b"x"), 2),
     "a function call in a transaction": (query("begin") + function_call(LENGTH_OID, b"xx") + query("commit"), 3),
