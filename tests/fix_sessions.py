@@ -42,18 +42,18 @@ REPORTED = {
 }
 
 
-def messages(data: bytes) -> list[tuple[str, bytes]]:
+def messages(data: bytes | bytearray) -> list[tuple[str, bytes]]:
     """(type, body) of each message; the last may be cut."""
     found: list[tuple[str, bytes]] = []
     reader = MessageReader(1 << 30)
-    reader.feed(data)
+    reader.feed(bytes(data))
     while reader.next():
         found.append((chr(int(reader.kind)), reader.body))
     rest = reader.rest()
     return [*found, ("cut", rest)] if rest else found
 
 
-def kinds(data: bytes) -> str:
+def kinds(data: bytes | bytearray) -> str:
     """The types of the messages, one letter each."""
     return "".join(kind for kind, _ in messages(data))
 
