@@ -105,7 +105,9 @@ class ServerSession(PoolServer):
     def reset(self, now: float) -> None:
         """Run server_reset_query; then the server goes back to its pool."""
         self._failure = errors.RESET_FAILED
-        self.client = None
+        if self.client is not None:
+            self.client.server = None
+            self.client = None
         self._test(self.pool.limits.server_reset_query)
 
     def check(self, query: bytes, now: float) -> None:

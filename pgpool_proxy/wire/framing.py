@@ -22,7 +22,7 @@ from mypy_extensions import i64
 from pgpool_proxy import errors
 from pgpool_proxy.wire.codes import COPY_DATA, HEADER_SIZE, MAX_PACKET_SIZE
 
-NO_BULK: Final = 0
+NO_BULK: Final = -1  # no message has this type
 
 
 def int32_at(data: bytes, at: i64) -> i64:
