@@ -271,6 +271,8 @@ class Link:
                 leaving = True
                 break
             elif kind != FLUSH:
+                framer.end = framer.start
+                self._pass_on_to_server(framer)  # what stands before it is in the queue already
                 client.fail(errors.UNKNOWN_PACKET.saying(f"unknown pkt: {_shown(kind)}"), now)
                 return
         self._pass_on_to_server(framer)
