@@ -104,8 +104,9 @@ def test_middleman_pauses_swallows_and_cuts(
     assert client.read_types() == b"TDCZ"
     middleman.down.cut_after = middleman.down.bytes + 10
     client.send(query("select 1"))
-    assert len(client.read_bytes(10)) == 10
-    assert client.is_closed()
+    # What arrived before the RST may be lost with it.
+    with pytest.raises((EOFError, ConnectionResetError)):
+        client.read_until(b"Z")
 
 
 def test_middleman_closes_one_half(
