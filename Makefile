@@ -83,7 +83,7 @@ test: check-compiler $(foreach kind,$(KINDS),$(OUT)/$(kind)/installed.stamp) $(O
 	$(MAKE) --no-print-directory lint || failed="$$failed lint"; \
 	for kind in $(KINDS); do \
 		echo; echo "testing the $$kind build on Python $(VERSION)"; \
-		PGPOOL_PROXY_TEST_BUILD=$$kind $(OUT)/$$kind/venv/bin/pytest -n auto $(ARGS) || failed="$$failed $$kind"; \
+		TESTED_BUILD=$$kind $(OUT)/$$kind/venv/bin/pytest -n auto $(ARGS) || failed="$$failed $$kind"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "FAILED:$$failed" >&2; exit 1; fi
 

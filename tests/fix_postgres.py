@@ -28,7 +28,7 @@ import pytest
 from fix_wait import LOOPBACK, accepts, free_port, hand_over, is_running, unprivileged_account, wait_until
 from psycopg.rows import dict_row
 
-RUN_DIR = "PGPOOL_PROXY_TEST_RUN_DIR"
+RUN_DIR = "TEST_RUN_DIR"
 
 #: name -> (how pg_hba.conf lets in, password)
 USERS = {

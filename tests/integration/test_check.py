@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fix_postgres import RUN_DIR, Postgres
+from fix_postgres import Postgres
 from fix_wait import free_port
 
 from pgpool_proxy import cli
@@ -30,7 +31,8 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
         ini = tmp_path / "proxy.ini"
         ini.write_text("\n".join(lines) + "\n")
         with monkeypatch.context() as patch:
-            patch.delenv(RUN_DIR)  # it would be taken for a setting
+            for name in [name for name in os.environ if name.startswith("PGPOOL_PROXY_")]:
+                patch.delenv(name)  # the developer's own settings
             code = check.main([str(ini)])
         told = capsys.readouterr()
         assert told.err == ""

@@ -44,7 +44,7 @@ def test_version_says_what_runs() -> None:
 
 
 def test_the_build_that_runs_is_the_one_that_is_tested() -> None:
-    build = os.environ.get("PGPOOL_PROXY_TEST_BUILD")
+    build = os.environ.get("TESTED_BUILD")
     if build:
         assert ("compiled" in command_line("--version").stdout) == (build == "compiled")
 
