@@ -6,6 +6,7 @@ The tree of exceptions::
       ConfigError              a setting, a file or a line of it is wrong          (the operator's fault)
       ProtocolViolation        bytes that no well-behaved peer sends               (the peer's fault)
       AuthenticationFailed     a proof that was not given                          (the peer's fault)
+        WrongSecret            one that does not fit what is stored
       IllegalTransition        a move that the state tables do not have            (our fault)
 
 What a peer, the log and the metrics are told when a connection ends is a `Report`: one object, so that the three use the
@@ -71,6 +72,10 @@ class AuthenticationFailed(PgpoolError):
         self.report = report
         self.reason = reason or report.message
         super().__init__(self.reason)
+
+
+class WrongSecret(AuthenticationFailed):
+    """An answer in good order that does not fit the stored secret; it might fit another (`ServerExchange.again`)."""
 
 
 class IllegalTransition(PgpoolError):

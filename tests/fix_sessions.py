@@ -349,6 +349,10 @@ class FakeHost:
     def inquire(self, login: ClientLogin, password: bytes, done: Callable[[bool, float], None]) -> None:
         raise AssertionError("nobody is asked here")
 
+    def ask_anew(self, login: ClientLogin, failure: AuthenticationFailed, now: float) -> None:
+        login.kept = None
+        login.failed(failure, now)
+
     def refuse(self, login: ClientLogin, failure: AuthenticationFailed, now: float) -> None:
         login.session.fail(failure.report, now)
 

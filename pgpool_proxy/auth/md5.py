@@ -11,9 +11,9 @@ import hmac
 from collections.abc import Callable
 from typing import Final
 
-from pgpool_proxy.auth.secret import MD5, Secret, encoded
+from pgpool_proxy.auth.secret import MD5, SCRAM, Secret, encoded
 from pgpool_proxy.auth.steps import AUTH_REQ_MD5, Accepted, Challenge, ServerExchange, Step
-from pgpool_proxy.errors import EMPTY_PASSWORD, PASSWORD_FAILED, PASSWORD_TOO_LONG, AuthenticationFailed
+from pgpool_proxy.errors import EMPTY_PASSWORD, PASSWORD_FAILED, PASSWORD_TOO_LONG, AuthenticationFailed, WrongSecret
 
 SALT_BYTES: Final = 4
 RESPONSE_BYTES: Final = 35
@@ -41,13 +41,15 @@ def stored_md5(secret: Secret, user: str) -> bytes:
 class Md5Exchange(ServerExchange):
     """Asks for an md5 answer. `doomed`: goes through the same steps and refuses whatever comes."""
 
-    __slots__ = ("_doomed", "_make_salt", "_salt", "_stored")
+    __slots__ = ("_answer", "_doomed", "_make_salt", "_salt", "_stored", "_user")
 
     def __init__(self, user: str, secret: Secret, doomed: bool, salt: Callable[[], bytes]) -> None:
+        self._user = user
         self._stored = stored_md5(secret, user)
         self._doomed = doomed
         self._make_salt = salt
         self._salt = b""
+        self._answer = (b"", b"")  # what came, and the salt that it is for
 
     def start(self) -> Step:
         salt = self._make_salt()
@@ -64,9 +66,23 @@ class Md5Exchange(ServerExchange):
             raise AuthenticationFailed(EMPTY_PASSWORD)
         if len(payload) > RESPONSE_BYTES + 1:
             raise AuthenticationFailed(PASSWORD_TOO_LONG, "an md5 answer of more than 35 bytes")
+        self._answer = (payload, salt)
+        return self._compared(payload, salt)
+
+    def again(self, secret: Secret) -> Step:
+        payload, salt = self._answer
+        if not salt:
+            return super().again(secret)
+        if secret.kind == SCRAM:
+            raise AuthenticationFailed(PASSWORD_FAILED, "the secret is one for SCRAM now, which was not asked for")
+        self._stored = stored_md5(secret, self._user)
+        self._doomed = secret.is_empty
+        return self._compared(payload, salt)
+
+    def _compared(self, payload: bytes, salt: bytes) -> Step:
         same = hmac.compare_digest(payload, md5_response(self._stored, salt) + b"\0")
         if self._doomed:
-            raise AuthenticationFailed(PASSWORD_FAILED, "no such user, or no password stored")
+            raise WrongSecret(PASSWORD_FAILED, "no such user, or no password stored")
         if not same:
-            raise AuthenticationFailed(PASSWORD_FAILED, "wrong md5 answer")
+            raise WrongSecret(PASSWORD_FAILED, "wrong md5 answer")
         return Accepted()

@@ -21,6 +21,7 @@ from pgpool_proxy.errors import (
     AuthenticationFailed,
     IllegalTransition,
     Report,
+    WrongSecret,
 )
 
 MAX_PASSWORD: Final = 65530  # PgBouncer's MAX_PASSWORD: tokens of cloud providers are some kilobytes long
@@ -58,7 +59,7 @@ class OpenExchange(ServerExchange):
 class PlainExchange(ServerExchange):
     """Asks for the password in clear. `doomed`: goes through the same steps and refuses whatever comes."""
 
-    __slots__ = ("_asked", "_doomed", "_max_password", "_secret", "_user", "_verifying")
+    __slots__ = ("_asked", "_doomed", "_max_password", "_secret", "_typed", "_user", "_verifying")
 
     def __init__(self, user: str, secret: Secret, doomed: bool, max_password: int = MAX_PASSWORD) -> None:
         self._user = user
@@ -66,6 +67,7 @@ class PlainExchange(ServerExchange):
         self._doomed = doomed
         self._max_password = max_password
         self._asked = False
+        self._typed = b""
         self._verifying = False
 
     def start(self) -> Step:
@@ -76,7 +78,17 @@ class PlainExchange(ServerExchange):
         if not self._asked:
             raise AuthenticationFailed(PASSWORD_FAILED, "a password that nobody asked for")
         self._asked = False
-        typed = parse_password(payload, self._max_password)
+        self._typed = parse_password(payload, self._max_password)
+        return self._compared(self._typed)
+
+    def again(self, secret: Secret) -> Step:
+        if not self._typed:
+            return super().again(secret)
+        self._secret = secret
+        self._doomed = secret.is_empty
+        return self._compared(self._typed)
+
+    def _compared(self, typed: bytes) -> Step:
         stored = self._secret.scram
         if stored is not None:
             self._verifying = True
@@ -96,9 +108,9 @@ class PlainExchange(ServerExchange):
 
     def _decided(self, same: bool, keys: ScramKeys | None) -> Step:
         if self._doomed:
-            raise AuthenticationFailed(PASSWORD_FAILED, "no such user, or no password stored")
+            raise WrongSecret(PASSWORD_FAILED, "no such user, or no password stored")
         if not same:
-            raise AuthenticationFailed(PASSWORD_FAILED, "wrong password")
+            raise WrongSecret(PASSWORD_FAILED, "wrong password")
         return Accepted(keys)
 
 

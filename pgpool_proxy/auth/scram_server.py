@@ -5,7 +5,9 @@ Theory of operation::
     NEW --start--> OFFERED --SASLInitialResponse--> CHALLENGED --SASLResponse--> [DERIVING --derived-->] ENDED
 
 OFFERED has sent the mechanisms, CHALLENGED the server-first-message. DERIVING is for passwords stored plain only, and
-comes last: a client that does not get that far costs no PBKDF2. Any message out of turn ends the exchange.
+comes last: a client that does not get that far costs no PBKDF2. Any message out of turn ends the exchange. `again` goes
+back from ENDED to where the proof is held against a secret: the salt and the iterations that were sent stay, so a newer
+secret has to be a plain password or have the same ones.
 
 Must not know where the secret came from. An exchange for a user that does not exist is given a mock secret and is
 `doomed`: it takes the same steps, computes the same things and is refused in the same words as a wrong password.
@@ -21,7 +23,7 @@ from typing import Final
 from pgpool_proxy.auth import scram
 from pgpool_proxy.auth import scram_messages as messages
 from pgpool_proxy.auth.saslprep import saslprep
-from pgpool_proxy.auth.secret import ScramKeys, ScramSecret
+from pgpool_proxy.auth.secret import PLAIN, ScramKeys, ScramSecret, Secret
 from pgpool_proxy.auth.steps import (
     AUTH_REQ_SASL,
     AUTH_REQ_SASL_CONT,
@@ -31,7 +33,7 @@ from pgpool_proxy.auth.steps import (
     ServerExchange,
     Step,
 )
-from pgpool_proxy.errors import IllegalTransition
+from pgpool_proxy.errors import SASL_FAILED, IllegalTransition, WrongSecret
 
 NEW: Final = 0
 OFFERED: Final = 1
@@ -146,11 +148,24 @@ class ScramServerExchange(ServerExchange):
         self._state = ENDED
         return self._decided(scram.build_secret(salted_password, self._salt, self._iterations), final.proof)
 
+    def again(self, secret: Secret) -> Step:
+        final = self._final
+        if self._state != ENDED or final is None:
+            return super().again(secret)
+        self._doomed = secret.is_empty
+        if secret.kind == PLAIN:
+            self._state = DERIVING
+            return Derive(saslprep(secret.value), self._salt, self._iterations)
+        stored = secret.scram
+        if stored is None or (stored.salt, stored.iterations) != (self._salt, self._iterations):
+            raise messages.refused("the secret has changed: the proof was made with the salt of the old one")
+        return self._decided(stored, final.proof)
+
     def _decided(self, secret: ScramSecret, proof: bytes) -> Step:
         client_key = scram.client_key_of_proof(proof, secret.stored_key, self._auth_message)
         signature = scram.server_signature(secret.server_key, self._auth_message)
         if self._doomed:
-            raise messages.refused("no such user, or no secret that SCRAM can use")
+            raise WrongSecret(SASL_FAILED, "no such user, or no secret that SCRAM can use")
         if client_key is None:
-            raise messages.refused("wrong password (the SCRAM proof does not match)")
+            raise WrongSecret(SASL_FAILED, "wrong password (the SCRAM proof does not match)")
         return Accepted(ScramKeys(client_key, secret.server_key), messages.build_server_final(signature))

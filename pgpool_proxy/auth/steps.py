@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from pgpool_proxy.auth.secret import ScramKeys
+from pgpool_proxy.auth.secret import ScramKeys, Secret
 from pgpool_proxy.errors import IllegalTransition
 
 # The codes of Authentication* messages ('R'), under PostgreSQL's names (protocol.h).
@@ -83,7 +83,8 @@ class Wait(Step):
 
 
 class ServerExchange:
-    """Server role: proves one client, once. `start` first, then `receive` or `derived` as the last step asked."""
+    """Server role: proves one client, once. `start` first, then `receive` or `derived` as the last step asked; after a
+    WrongSecret also `again`."""
 
     __slots__ = ()
 
@@ -102,3 +103,8 @@ class ServerExchange:
     def answered(self, proved: bool) -> Step:
         """The answer to an `Inquire` step. Raises AuthenticationFailed; IllegalTransition where nobody was asked."""
         raise IllegalTransition(f"{type(self).__name__}: nobody was to be asked")
+
+    def again(self, secret: Secret) -> Step:
+        """Hold the answer that has just raised WrongSecret against a newer secret of the same user. Raises
+        AuthenticationFailed where it does not fit either, or where what was asked of the client fits the old one only."""
+        raise IllegalTransition(f"{type(self).__name__}: there is no answer to hold against another secret")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_KEPT: Final = 10_000  # answers, and secrets for logging in to servers: some 200 bytes each
 Question: TypeAlias = tuple[str, str, str, str]  # database, user that asks, query, user asked for
+NOWHERE: Final[Question] = ("", "", "", "")  # asked like any other, and nobody is found
 Done: TypeAlias = Callable[[Secret | None, Report | None, float], None]
 
 
@@ -35,6 +36,7 @@ class Lookups:
         self._under_way: dict[Question, list[Done]] = {}
         self._secrets: dict[tuple[str, str], Secret] = {}  # (database, user): to log in to servers
         self.usual_secret = "scram"  # the kind of the last one that was found
+        self._usual_s = 0.0  # how long the last look-up took
 
     def __repr__(self) -> str:
         return f"<Lookups answers={len(self._answers)} under_way={len(self._under_way)}>"
@@ -52,17 +54,20 @@ class Lookups:
         """What the last look-up for a login to `database` has found: for the servers of that user."""
         return self._secrets.get((database, user))
 
-    def question(self, database: Database, user: str) -> Question | Report | None:
-        """What is to be asked for a login; None where no auth_user is set; a report where it cannot be asked."""
+    def question(self, database: str, user: str) -> Question | Report | None:
+        """What is to be asked for a login; None where no auth_user is set; a report where it cannot be asked. A database
+        that is not known is asked about as if it were: in auth_dbname, or (`NOWHERE`) nowhere, which takes as long."""
         config = self._worker.config
-        entry = config.database(database.name) or DatabaseEntry(database.name)
+        entry = config.database(database) or DatabaseEntry(database)
         asker = resolve.auth_user(config, entry)
         if asker is None:
             return None
         name = resolve.auth_dbname(config, entry)
-        if name == database.name and database.is_admin:
-            return None  # the console has no servers: set auth_dbname
         where = self._worker.registry.database(name)
+        if name == database and where is None:
+            return NOWHERE
+        if name == database and where is not None and where.is_admin:
+            return None  # the console has no servers: set auth_dbname
         if where is None or where.is_admin:
             log.get_logger().error(f'authentication database "{name}" is not configured')
             return errors.BOUNCER_CONFIG
@@ -70,17 +75,23 @@ class Lookups:
             return errors.DATABASE_DISABLED.saying(f'authentication database "{name}" is disabled')
         return name, asker, resolve.auth_query(config, entry), user
 
-    def ask(self, question: Question, database: Database, done: Done) -> None:
+    def kept(self, question: Question, database: Database | None, now: float) -> Secret | None:
+        """The answer for a login to `database`, where auth_query_cache_ttl has kept one."""
+        until, found = self._answers.get(question, (0.0, None))
+        if found is None or now >= until:
+            return None
+        self._keep_for_servers(database, question[3], found)
+        return found
+
+    def ask(self, question: Question, database: Database | None, done: Done) -> None:
         """`done(secret, None)`: found; `done(None, None)`: there is no such user; `done(None, report)`: no answer."""
         now = monotonic()
-        until, kept = self._answers.get(question, (0.0, None))
-        if kept is not None and now < until:
-            self._keep_for_servers(database.name, question[3], kept)
-            done(kept, None, now)
+        if question is NOWHERE:
+            asyncio.get_running_loop().call_later(self._usual_s, lambda: done(None, None, monotonic()))
             return
 
         def remember_and_tell(secret: Secret | None, report: Report | None, at: float) -> None:
-            self._keep_for_servers(database.name, question[3], secret)
+            self._keep_for_servers(database, question[3], secret)
             done(secret, report, at)
 
         waiting = self._under_way.get(question)
@@ -95,6 +106,7 @@ class Lookups:
         loop = asyncio.get_running_loop()
 
         def ended(query: AuthQuery) -> None:
+            self._usual_s = monotonic() - now
             loop.call_soon(self._ended, question, query)
 
         pool = worker.registry.pool_of(where, question[1])
@@ -121,10 +133,12 @@ class Lookups:
         for done in waiting:
             done(secret, report, now)
 
-    def _keep_for_servers(self, database: str, user: str, secret: Secret | None) -> None:
+    def _keep_for_servers(self, database: Database | None, user: str, secret: Secret | None) -> None:
+        if database is None:  # nobody knows it, so it has no servers
+            return
         if secret is None:
-            self._secrets.pop((database, user), None)
+            self._secrets.pop((database.name, user), None)
             return
         if len(self._secrets) >= MAX_KEPT:
             self._secrets.clear()
-        self._secrets[database, user] = secret
+        self._secrets[database.name, user] = secret

@@ -70,6 +70,9 @@ class WorkerHost:
             self._scram_keys[login.user] = login.keys
         self.logins.proved(login)
 
+    def ask_anew(self, login: ClientLogin, failure: AuthenticationFailed, now: float) -> None:
+        self.logins.ask_anew(login, failure, now)
+
     def refuse(self, login: ClientLogin, failure: AuthenticationFailed, now: float) -> None:
         self.logins.refuse(login, failure, now)
 

@@ -57,6 +57,14 @@ class Method:
         return self.rule.map if self.rule is not None else ""
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A login's note: the secret is an answer of auth_query that was kept, for a login to `database`."""
+
+    database: Database | None
+    secret: Secret
+
+
 class Logins:
     """The logins of a worker's clients."""
 
@@ -140,10 +148,10 @@ class Logins:
     def _find_secret(self, login: ClientLogin, method: Method, now: float) -> None:
         known = self._worker.users.get(login.user)
         database = method.database
-        if method.name in NEEDS_NO_SECRET or database is None or (known is not None and not known.is_empty):
+        if method.name in NEEDS_NO_SECRET or (known is not None and not known.is_empty):
             self._prove(login, method, known, now)
             return
-        question = self.lookups.question(database, login.user)
+        question = self.lookups.question(login.database_name, login.user)
         if question is None or (known is not None and method.name in {"trust", "cert", "peer"}):
             self._prove(login, method, known, now)
             return
@@ -159,6 +167,38 @@ class Logins:
             else:
                 self._prove(login, method, secret, at)
 
+        kept = self.lookups.kept(question, database, now)
+        if kept is not None:
+            login.kept = Kept(database, kept)
+            self._prove(login, method, kept, now)
+        else:
+            self.lookups.ask(question, database, told)
+
+    def ask_anew(self, login: ClientLogin, failure: AuthenticationFailed, now: float) -> None:
+        """What the client has sent does not fit a kept answer of auth_query: hold it against a new one, once."""
+        noted, login.kept = login.kept, None
+        if not isinstance(noted, Kept):
+            raise errors.IllegalTransition("logins: nothing was kept")
+        stale = noted.secret
+
+        def told(secret: Secret | None, report: Report | None, at: float) -> None:
+            if not is_alive(login):
+                return
+            if secret is None or secret == stale:  # it has gone, or nothing has changed: what the client was told stays
+                login.failed(failure, at)
+            else:
+                login.asked_anew(secret, at)
+
+        database = noted.database
+        question = self.lookups.question(login.database_name, login.user)
+        if not isinstance(question, tuple):  # by a RELOAD meanwhile
+            login.failed(failure, now)
+            return
+        newer = self.lookups.kept(question, database, now)
+        if newer is not None and newer is not stale:  # another login has asked already
+            told(newer, None, now)
+            return
+        self.lookups.forget_user(login.user)
         self.lookups.ask(question, database, told)
 
     # --- the exchange -----------------------------------------------------------------------------------------------------
@@ -249,7 +289,6 @@ class Logins:
     def refuse(self, login: ClientLogin, failure: AuthenticationFailed, now: float) -> None:
         """The proof failed: at once or, with auth_failure_delay, a little later the client is told."""
         session = login.session
-        self.lookups.forget_user(login.user)
         logger = self._worker.host.logger(session)
         logger.info(f"login failed: db={login.database_name} user={login.user}", reason=failure.reason)
         logger.debug(f"why the login failed: {failure.reason}")

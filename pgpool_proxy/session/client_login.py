@@ -10,7 +10,8 @@ FIRST     SSLRequest, GSSENCRequest (once each)     an answer of one byte; the s
 TLS       nothing in clear                          `encrypted` brings back FIRST
 HOST      nothing is expected                       `admitted` brings the exchange
 PROOF     PasswordMessage and its kin               given to the exchange
-DERIVE    nothing is expected                       a key is being derived, or somebody is asked, off the loop
+DERIVE    nothing is expected                       a key is being derived, or somebody is asked, off the loop; or a secret that
+                                                    was kept does not fit and is asked for anew
 REFUSED   nothing is expected                       the proof failed, and the client is told in a moment
 POOL      nothing is expected                       waits for the pool's first server (`finish`)
 
@@ -26,8 +27,8 @@ from typing import TYPE_CHECKING, Final
 from mypy_extensions import i64
 
 from pgpool_proxy import errors
-from pgpool_proxy.auth.exchange import Accepted, Challenge, Derive, Inquire, ScramKeys, ServerExchange, Step
-from pgpool_proxy.errors import AuthenticationFailed, Report
+from pgpool_proxy.auth.exchange import Accepted, Challenge, Derive, Inquire, ScramKeys, Secret, ServerExchange, Step
+from pgpool_proxy.errors import AuthenticationFailed, Report, WrongSecret
 from pgpool_proxy.pool.registry import Database
 from pgpool_proxy.session.context import Admission
 from pgpool_proxy.session.login_parameters import LoginParameters
@@ -77,6 +78,7 @@ class ClientLogin:
         self.channel_binding: bytes | None = None  # tls-server-end-point of our certificate, with TLS
         self.certificate_names: list[str] = []  # of the client's certificate: its common name first
         self.outside: object = None  # what the host has noted about whom an `Inquire` step is for
+        self.kept: object = None  # what the host has noted about a secret that it did not ask for just now
         self._answer: list[bytes] = []
 
     # --- bytes ----------------------------------------------------------------------------------------------------------
@@ -176,6 +178,11 @@ class ClientLogin:
         self._do(step, now)
 
     def failed(self, failure: AuthenticationFailed, now: float) -> None:
+        """The proof failed; the host's note that the secret may be out of date is good for one more look."""
+        if self.kept is not None and isinstance(failure, WrongSecret):
+            self.stage = DERIVE
+            self.session.context.host.ask_anew(self, failure, now)
+            return
         self.stage = REFUSED
         self.exchange = None
         self.reader = None
@@ -216,6 +223,13 @@ class ClientLogin:
         if self.session.login is not self or exchange is None:
             return
         self._step(partial(exchange.answered, proved), now)
+
+    def asked_anew(self, secret: Secret, now: float) -> None:
+        """Told by the host: a newer secret, in the place of one that did not fit."""
+        exchange = self.exchange
+        if self.session.login is not self or exchange is None:
+            return
+        self._step(partial(exchange.again, secret), now)
 
     def _proof(self, data: bytes, now: float) -> None:
         reader = self.reader

@@ -70,6 +70,11 @@ class Host(Protocol):
         """Ask LDAP or PAM off the loop whether this is the user's password; `done(proved, now)` is called on it, later."""
         ...
 
+    def ask_anew(self, login: ClientLogin, failure: AuthenticationFailed, now: float) -> None:
+        """What `login.kept` stands for does not fit, and may be out of date: answer with `login.asked_anew` or, with
+        `failure`, `login.failed`, now or later."""
+        ...
+
     def refuse(self, login: ClientLogin, failure: AuthenticationFailed, now: float) -> None:
         """The proof failed: log it, and tell the client (`session.fail`), now or later."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import threading
 import time
@@ -16,6 +17,8 @@ from fix_postgres import Postgres, copy_of_template, locked, template
 from fix_proxy import ADMIN_PASSWORD, ADMIN_USER, MakeProxy, Proxy
 from fix_raw import Message, Peer, RawServer, message, startup_message
 from fix_tls import reload_by_signal
+
+from pgpool_proxy.auth.scram import build_secret, salted_password
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +227,7 @@ def test_answers_are_kept_until_a_password_does_not_match_or_reload_or_reconnect
         assert log_in(proxy, "trust_user") == "trust_user"
     assert counted() == 1
     assert "authentication failed" in log_in(proxy, "trust_user", "wrong")
+    assert counted() == 2
     assert log_in(proxy, "trust_user") == "trust_user"
     assert counted() == 2
     reload_by_signal(proxy)
@@ -232,6 +236,127 @@ def test_answers_are_kept_until_a_password_does_not_match_or_reload_or_reconnect
     proxy.admin("RECONNECT")
     assert log_in(proxy, "trust_user") == "trust_user"
     assert counted() == 4
+
+
+def secret(form: str, word: str) -> str:
+    """What the table of users holds."""
+    if form == "md5":
+        return "md5" + hashlib.md5(f"{word}somebody".encode()).hexdigest()
+    if form == "scram":
+        salt, iterations = word.encode() * 6, 4096
+        return build_secret(salted_password(word.encode(), salt, iterations), salt, iterations).formatted().decode()
+    return word
+
+
+@pytest.fixture
+def users_table(database: Database) -> Callable[[str], None]:
+    """Sets what a table of users holds for `somebody`."""
+    database.sql("create table users (name text, secret text)")
+
+    def put(found: str) -> None:
+        database.sql("delete from users")
+        database.sql("insert into users values ('somebody', %s)", [found])
+
+    return put
+
+
+def make_with_table(make_proxy: MakeProxy, database: Database, **settings: object) -> Proxy:
+    """Logins of `somebody` become trust_user on the server, whatever the secret."""
+    return make(
+        make_proxy, database, databases={"app": database.entry(user="trust_user", password="x"), "lookups": database.entry()},
+        auth_dbname="lookups", auth_query_cache_ttl=60, auth_query="select name, secret from public.users where name = $1",
+        **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "old", "new", "is_saved"),
+    [
+        ("plain", "plain", "plain", True),
+        ("plain", "md5", "scram", True),
+        ("plain", "scram", "md5", True),
+        ("md5", "plain", "md5", True),
+        ("md5", "md5", "plain", True),
+        ("md5", "md5", "scram", False),
+        ("md5", "scram", "md5", False),
+        ("scram-sha-256", "plain", "plain", True),
+        ("scram-sha-256", "scram", "plain", True),
+        ("scram-sha-256", "md5", "plain", True),
+        ("scram-sha-256", "scram", "scram", False),  # the salt of the old secret has been sent
+        ("scram-sha-256", "plain", "md5", False),
+    ],
+)
+def test_a_password_that_was_changed_while_the_old_one_is_kept_is_asked_for_anew(
+    make_proxy: MakeProxy,
+    database: Database,
+    users_table: Callable[[str], None],
+    method: str,
+    old: str,
+    new: str,
+    is_saved: bool,
+) -> None:
+    users_table(secret(old, "old"))
+    proxy = make_with_table(make_proxy, database, auth_type=method)
+    can_log_in = (method, old) != ("scram-sha-256", "md5")
+    assert (log_in(proxy, "somebody", "old") == "trust_user") is can_log_in
+    users_table(secret(new, "new"))
+    told = log_in(proxy, "somebody", "new")
+    assert (told == "trust_user") is is_saved, told
+    if (method, new) != ("scram-sha-256", "md5"):
+        assert log_in(proxy, "somebody", "new") == "trust_user"
+    assert "authentication failed" in log_in(proxy, "somebody", "old")
+
+
+def test_a_wrong_password_is_held_against_one_new_answer_only(
+    make_proxy: MakeProxy, database: Database, counted: Callable[[], int]
+) -> None:
+    proxy = make(make_proxy, database, auth_type="plain", auth_query=COUNTING, auth_query_cache_ttl=60)
+    assert "authentication failed" in log_in(proxy, "trust_user", "wrong")  # against an answer that was new
+    assert counted() == 1
+    for asked in (2, 3):
+        assert "authentication failed" in log_in(proxy, "trust_user", "wrong")
+        assert counted() == asked
+    assert log_in(proxy, "trust_user") == "trust_user"
+    assert counted() == 3
+
+
+@pytest.mark.parametrize("change", ["delete from users", "drop table users", "update users set secret = ''"])
+def test_a_user_that_has_gone_while_its_answer_is_kept_is_refused_like_a_wrong_password(
+    make_proxy: MakeProxy, database: Database, users_table: Callable[[str], None], change: str
+) -> None:
+    users_table("secret")
+    proxy = make_with_table(make_proxy, database, auth_type="plain")
+    assert log_in(proxy, "somebody") == "trust_user"
+    database.sql(change)
+    assert "password authentication failed" in log_in(proxy, "somebody", "wrong")
+    assert "failed" in log_in(proxy, "somebody") or "config error" in log_in(proxy, "somebody")
+
+
+# --- what a stranger learns -----------------------------------------------------------------------------------------------
+def test_an_unknown_database_is_looked_up_like_any_other(
+    make_proxy: MakeProxy, database: Database, counted: Callable[[], int]
+) -> None:
+    proxy = make(
+        make_proxy, database, databases={"app": database.entry(), "lookups": database.entry()}, auth_dbname="lookups",
+        auth_type="plain", auth_query=COUNTING,
+    )  # fmt: skip
+    assert "password authentication failed" in log_in(proxy, "trust_user", "wrong")
+    assert "password authentication failed" in log_in(proxy, "trust_user", "wrong", dbname="nowhere")
+    assert counted() == 2
+    assert "no such database: nowhere" in log_in(proxy, "trust_user", dbname="nowhere")
+    assert counted() == 3
+
+
+def test_an_unknown_database_without_anybody_to_ask_takes_as_long(make_proxy: MakeProxy, database: Database) -> None:
+    proxy = make(
+        make_proxy, database, auth_type="plain",
+        auth_query="select $1::text, case when pg_sleep(0.5) is null then 'x' end where $1 <> 'trust_user'",
+    )  # fmt: skip
+    for dbname in ("app", "nowhere"):
+        start = time.monotonic()
+        assert "password authentication failed" in log_in(proxy, "nobody", dbname=dbname)
+        assert time.monotonic() - start >= 0.5
+    assert not proxy.log_contains("no such database|is not configured")
 
 
 def test_concurrent_logins_of_one_user_share_a_lookup(

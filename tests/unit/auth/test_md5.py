@@ -7,7 +7,7 @@ import pytest
 from pgpool_proxy.auth.exchange import Accepted, Challenge, Reply, server_exchange
 from pgpool_proxy.auth.md5 import md5_secret
 from pgpool_proxy.auth.secret import Secret
-from pgpool_proxy.errors import PASSWORD_FAILED, AuthenticationFailed
+from pgpool_proxy.errors import PASSWORD_FAILED, AuthenticationFailed, WrongSecret
 
 SALT = b"\x01\x02\xff\x00"
 MD5_OF_SECRET = "md5" + hashlib.md5(b"secretalice").hexdigest()
@@ -114,3 +114,24 @@ def test_server_with_a_salt_of_the_wrong_length_is_refused(doors, salt):
 
 def test_md5_secret_is_the_one_of_pg_authid():
     assert md5_secret(b"secret", "alice") == MD5_OF_SECRET.encode()
+
+
+@pytest.mark.parametrize("new", ["new", "md5" + hashlib.md5(b"newalice").hexdigest()])
+@pytest.mark.parametrize("old", ["secret", MD5_OF_SECRET])
+def test_an_answer_is_held_against_a_newer_secret_with_the_salt_it_is_for(doors, old, new):
+    exchange = doors.server("md5", old)
+    exchange.start()
+    with pytest.raises(WrongSecret):
+        exchange.receive(answer(b"new"))
+    assert exchange.again(Secret.of(new)) == Accepted()
+
+
+@pytest.mark.parametrize("new", ["", "neither", "scram"])
+@pytest.mark.parametrize("payload", [answer(b"new"), b""])
+def test_a_newer_secret_that_does_not_fit_either_refuses(doors, scram_secret, payload, new):
+    exchange = doors.server("md5", "secret")
+    exchange.start()
+    with pytest.raises(WrongSecret):
+        exchange.receive(payload)
+    with pytest.raises(AuthenticationFailed):
+        exchange.again(Secret.of(scram_secret if new == "scram" else new))

@@ -16,6 +16,7 @@ from pgpool_proxy.errors import (
     AuthenticationFailed,
     ConfigError,
     IllegalTransition,
+    WrongSecret,
 )
 
 MD5_OF_SECRET = "md5" + hashlib.md5(b"secretalice").hexdigest()
@@ -176,3 +177,38 @@ def test_unknown_user_costs_a_derivation_where_known_ones_do(doors):
     with pytest.raises(AuthenticationFailed) as failure:
         doors.settled(exchange, step)
     assert failure.value.report is PASSWORD_FAILED
+
+
+# --- a newer secret -------------------------------------------------------------------------------------------------------
+def after_wrong(doors, stored, typed: bytes = b"new"):
+    exchange = doors.server("plain", stored)
+    exchange.start()
+    with pytest.raises(WrongSecret):
+        doors.settled(exchange, exchange.receive(typed + b"\0"))
+    return exchange
+
+
+@pytest.mark.parametrize("old", ["secret", MD5_OF_SECRET, "scram"])
+@pytest.mark.parametrize("new", ["new", "md5" + hashlib.md5(b"newalice").hexdigest()])
+def test_a_typed_password_is_held_against_a_newer_secret(doors, scram_secret, old, new):
+    exchange = after_wrong(doors, scram_secret if old == "scram" else old)
+    assert exchange.again(Secret.of(new)) == Accepted()
+
+
+def test_a_typed_password_is_held_against_a_newer_scram_secret(doors, scram_secret):
+    exchange = after_wrong(doors, "another", b"secret")
+    step = doors.settled(exchange, exchange.again(Secret.of(scram_secret)))
+    assert isinstance(step, Accepted)
+    assert step.keys is not None
+
+
+@pytest.mark.parametrize("new", ["", "neither"])
+def test_a_newer_secret_that_is_empty_or_another_refuses(doors, new):
+    with pytest.raises(AuthenticationFailed):
+        after_wrong(doors, "secret").again(Secret.of(new))
+
+
+def test_without_an_answer_there_is_nothing_to_hold_against_another_secret(doors):
+    for method in ("plain", "md5", "scram-sha-256", "trust"):
+        with pytest.raises(IllegalTransition):
+            doors.server(method, "secret").again(Secret.of("secret"))

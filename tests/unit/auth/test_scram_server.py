@@ -6,7 +6,7 @@ import pytest
 
 from pgpool_proxy.auth import scram
 from pgpool_proxy.auth.exchange import Accepted, Challenge, Derive, Secret
-from pgpool_proxy.errors import SASL_FAILED, AuthenticationFailed, IllegalTransition
+from pgpool_proxy.errors import SASL_FAILED, AuthenticationFailed, IllegalTransition, WrongSecret
 
 scramp = pytest.importorskip("scramp")
 
@@ -270,3 +270,33 @@ def test_a_short_nonce_is_not_sent(doors, scram_secret):
     exchange.start()
     with pytest.raises(ValueError, match="18"):
         exchange.receive(doors.initial(b"n,,n=,r=abc"))
+
+
+# --- a newer secret -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("old", ["another", "scram of another"])
+@pytest.mark.parametrize("new", ["secret", "scram with the same salt"])
+def test_a_proof_is_held_against_a_newer_secret_with_the_salt_that_was_sent(doors, old, new):
+    salt, iterations = scram.salt_of_name("alice", bytes(range(32))), 4096
+    forms = {
+        "scram of another": scram.build_secret(scram.salted_password(b"another", salt, iterations), salt, iterations),
+        "scram with the same salt": scram.build_secret(scram.salted_password(b"secret", salt, iterations), salt, iterations),
+    }
+    old_secret, new_secret = (Secret.of_scram(forms[form]) if form in forms else Secret.of(form) for form in (old, new))
+    exchange = doors.server("scram-sha-256", old_secret)
+    with pytest.raises(WrongSecret):
+        login(doors, exchange, "secret")
+    step = doors.settled(exchange, exchange.again(new_secret))
+    assert isinstance(step, Accepted)
+    assert step.final is not None
+
+
+@pytest.mark.parametrize("new", ["", "neither", "md5" + "0" * 32, "scram"])
+def test_a_newer_secret_that_does_not_fit_the_proof_refuses(doors, scram_secret, new):
+    exchange = doors.server("scram-sha-256", "another")
+    with pytest.raises(WrongSecret):
+        login(doors, exchange, "secret")
+    with pytest.raises(AuthenticationFailed) as failure:
+        doors.settled(exchange, exchange.again(Secret.of(scram_secret if new == "scram" else new)))
+    assert failure.value.report is SASL_FAILED
+    with pytest.raises(IllegalTransition):
+        exchange.derived(bytes(32))
