@@ -26,6 +26,10 @@ COMPILED = (
     f"{PACKAGE}/session/*.py",
     f"{PACKAGE}/net/client_connection.py",
     f"{PACKAGE}/net/server_connection.py",
+    f"{PACKAGE}/process/host.py",
+    f"{PACKAGE}/process/logins.py",
+    f"{PACKAGE}/log_lines.py",
+    f"{PACKAGE}/auth/*.py",
 )
 MUST_COMPILE = os.environ.get("PGPOOL_PROXY_PURE") == "0"
 

@@ -1,20 +1,16 @@
-"""The log: structlog set up, the lines rendered, the places that they go to. The one module that knows renderers.
+"""The log: structlog set up, the JSON form, syslog, and what is in force. The text form is in log_lines.py.
 
-Two forms of the same line: PgBouncer's (`log_format = text`) and one JSON object a line (`json`). Text that came from
-outside cannot forge a line or drive a terminal: control, bidirectional and other unprintable characters are escaped in
-both forms. A place that cannot be written to (a closed stderr, a full disk, no syslog) loses lines, never a client.
+Two forms of the same line: PgBouncer's (`log_format = text`) and one JSON object a line (`json`); what came from outside is
+escaped in both. A place that cannot be written to (a closed stderr, a full disk, no syslog) loses lines, never a client.
 
-Knows settings only by the attributes that it reads (`LogSettings`). A call below the level in force costs one
-comparison, and a connection's prefix is built when its first line is written.
+Knows settings only by the attributes that it reads (`LogSettings`).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import socket
-import sys
 import time
 import traceback
 from collections.abc import MutableMapping
@@ -24,14 +20,22 @@ from typing import Any, Final, Literal, Protocol
 import structlog
 
 from pgpool_proxy.errors import ConfigError
-
-NOISE: Final = 5
-DEBUG: Final = 10
-LOG: Final = 20
-WARNING: Final = 30
-ERROR: Final = 40
-FATAL: Final = 50
-LEVELS: Final = {NOISE: "NOISE", DEBUG: "DEBUG", LOG: "LOG", WARNING: "WARNING", ERROR: "ERROR", FATAL: "FATAL"}
+from pgpool_proxy.log_lines import (
+    DEBUG,
+    ERROR,
+    FATAL,
+    LEVELS,
+    LOG,
+    NOISE,
+    WARNING,
+    ConnectionLogger,
+    File,
+    Levels,
+    Lines,
+    Sink,
+    Stderr,
+    escape,
+)
 
 SYSLOG_RETRY_S: Final = 30.0
 """Pause after a failed attempt to reach syslog."""
@@ -46,11 +50,6 @@ _SYSLOG_PRIORITY: Final = {
     ERROR: SysLogHandler.LOG_ERR,
     FATAL: SysLogHandler.LOG_CRIT,
 }
-_SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-_UNPRINTABLE: Final = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\uffff]"
-    "|[\U000e0000-\U000e0fff]"
-)
 
 
 class LogSettings(Protocol):
@@ -70,49 +69,8 @@ class LogSettings(Protocol):
     def syslog_facility(self) -> str: ...
 
 
-def escape(text: str) -> str:
-    """The text with everything escaped that is not plainly visible."""
-    return text if text.isprintable() else _UNPRINTABLE.sub(_escape_one, text)
-
-
-def _escape_one(match: re.Match[str]) -> str:
-    char = match[0]
-    code = ord(char)
-    return _SHORT.get(char) or (
-        f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-    )
-
-
 # --- where lines go ---------------------------------------------------------------------------------------------------
-class _Stderr:
-    def write(self, level: int, line: str, message: str) -> None:
-        stream = sys.stderr
-        if stream is None:
-            return
-        if stream is sys.__stderr__:
-            os.write(2, line.encode("utf-8", "backslashreplace"))
-        else:  # replaced by somebody who wants to see it
-            stream.write(line)
-            stream.flush()
-
-    def close(self) -> None:
-        """Not ours."""
-
-
-class _File:
-    """Appends whole lines, unbuffered."""
-
-    def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-
-    def write(self, level: int, line: str, message: str) -> None:
-        os.write(self._fd, line.encode("utf-8", "backslashreplace"))
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-
-class _Syslog:
+class _Syslog(Sink):
     """Opened at the first line, not at start; never waits for a syslog that does not read."""
 
     def __init__(self, ident: str, facility: str) -> None:
@@ -154,24 +112,18 @@ class _Syslog:
             self._socket = None
 
 
-_Sink = _Stderr | _File | _Syslog
-
-
-class _Output:
-    """What structlog writes to. One for the whole process: set up again without touching the loggers that exist."""
+class _Output(Lines):
+    """What structlog writes to: set up again without touching the loggers that exist."""
 
     def __init__(self) -> None:
-        self.threshold = LOG
-        self.json = False
-        self.sinks: list[_Sink] = [_Stderr()]
-        self.lost = 0
+        super().__init__()
         self._logfile = ""
 
     def configure(self, settings: LogSettings, quiet: bool) -> None:
-        sinks: list[_Sink] = [] if quiet else [_Stderr()]
+        sinks: list[Sink] = [] if quiet else [Stderr()]
         if settings.logfile:
             try:
-                sinks.append(_File(settings.logfile))
+                sinks.append(File(settings.logfile))
             except OSError as exc:
                 problem = f'could not open "{settings.logfile}": {exc.strerror}'
                 raise ConfigError(problem, key="logfile") from exc
@@ -187,13 +139,13 @@ class _Output:
         if not self._logfile:
             return
         try:
-            fresh = _File(self._logfile)
+            fresh = File(self._logfile)
         except OSError as exc:
             get_logger().error(f"could not open log file {self._logfile}: {exc.strerror}, going on with the old one")
             return
-        self._replace([fresh if isinstance(sink, _File) else sink for sink in self.sinks])
+        self._replace([fresh if isinstance(sink, File) else sink for sink in self.sinks])
 
-    def _replace(self, sinks: list[_Sink]) -> None:
+    def _replace(self, sinks: list[Sink]) -> None:
         old, self.sinks = self.sinks, sinks
         for sink in old:
             if sink not in sinks:
@@ -202,32 +154,12 @@ class _Output:
                 except OSError:
                     pass
 
-    def write(self, level: int, line: str, message: str) -> None:
-        for sink in self.sinks:
-            try:
-                sink.write(level, line, message)
-            except (OSError, ValueError):  # ValueError: a closed stream
-                self.lost += 1
-
 
 _output: Final = _Output()
+os.register_at_fork(after_in_child=_output.forked)
 
 
 # --- what a line looks like -------------------------------------------------------------------------------------------
-_second = 0
-_second_text = ("", "")
-
-
-def _timestamp(now: float) -> tuple[str, str]:
-    """`YYYY-MM-DD HH:MM:SS` and the time zone; made once a second."""
-    global _second, _second_text
-    if int(now) != _second:
-        parts = time.localtime(now)
-        _second_text = time.strftime("%Y-%m-%d %H:%M:%S", parts), time.strftime("%Z", parts)
-        _second = int(now)
-    return _second_text
-
-
 def _render(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> tuple[tuple[int, str, str], dict[str, Any]]:
@@ -245,14 +177,8 @@ def _render(
     if _output.json:
         line = _json_line(now, level, message, connection, {**event, **extra}, trace)
     else:
-        line = _text_line(now, level, prefixed)
+        line = _output.text(now, level, prefixed)
     return (level, line, prefixed), {}
-
-
-def _text_line(now: float, level: int, prefixed: str) -> str:
-    """PgBouncer's line."""
-    date, zone = _timestamp(now)
-    return f"{date}.{int(now * 1000) % 1000:03d} {zone} [{os.getpid()}] {LEVELS[level]} {prefixed}\n"
 
 
 def _json_line(
@@ -274,43 +200,12 @@ def _json_line(
 
 
 # --- what the house writes with ---------------------------------------------------------------------------------------
-class _Levels:
-    """PgBouncer's levels. Keyword arguments are fields of the JSON form; in the text form the message says it all.
-    `error=exc` adds the traceback in both."""
-
-    __slots__ = ()
-
-    def _emit(self, level: int, message: str, fields: dict[str, object]) -> None:
-        raise NotImplementedError
-
-    def fatal(self, message: str, **fields: object) -> None:
-        if _output.threshold <= FATAL:
-            self._emit(FATAL, message, fields)
-
-    def error(self, message: str, **fields: object) -> None:
-        if _output.threshold <= ERROR:
-            self._emit(ERROR, message, fields)
-
-    def warning(self, message: str, **fields: object) -> None:
-        if _output.threshold <= WARNING:
-            self._emit(WARNING, message, fields)
-
-    def info(self, message: str, **fields: object) -> None:
-        """PgBouncer's LOG."""
-        if _output.threshold <= LOG:
-            self._emit(LOG, message, fields)
-
-    def debug(self, message: str, **fields: object) -> None:
-        if _output.threshold <= DEBUG:
-            self._emit(DEBUG, message, fields)
-
-    def noise(self, message: str, **fields: object) -> None:
-        if _output.threshold <= NOISE:
-            self._emit(NOISE, message, fields)
-
-
-class BoundLogger(_Levels, structlog.BoundLoggerBase):
+class BoundLogger(Levels, structlog.BoundLoggerBase):
     """The daemon's own voice; `bind(worker=2)` adds fields to every line of the JSON form."""
+
+    def __init__(self, output: _Output, processors: list[Any], context: dict[str, Any]) -> None:
+        Levels.__init__(self, output)
+        structlog.BoundLoggerBase.__init__(self, output, processors, context)
 
     def _emit(self, level: int, message: str, fields: dict[str, object]) -> None:
         self._proxy_to_logger("write", message, level=level, fields=fields)
@@ -320,56 +215,8 @@ class BoundLogger(_Levels, structlog.BoundLoggerBase):
         self._proxy_to_logger("write", message, level=level, fields=fields, connection=connection)
 
 
-class ConnectionLogger(_Levels):
-    """The voice of one client or server: `C-5: db/user@host:port ` before each line, or the same as fields in JSON."""
-
-    __slots__ = ("_prefix", "address", "database", "id", "port", "side", "user")
-
-    def __init__(self, side: str, number: int, database: str, user: str, address: str, port: int) -> None:
-        self.side = side
-        self.id = number
-        self.database = database
-        self.user = user
-        self.address = address
-        self.port = port
-        self._prefix = ""
-
-    def __repr__(self) -> str:
-        return f"<ConnectionLogger {self.prefix().rstrip()}>"
-
-    def identify(self, database: str, user: str) -> None:
-        """Database and user are known from now on."""
-        self.database = database
-        self.user = user
-        self._prefix = ""
-
-    def prefix(self) -> str:
-        """Built once, when the first line is written."""
-        if not self._prefix:
-            address = f"[{self.address}]" if ":" in self.address else self.address
-            database, user = self.database or "(nodb)", self.user or "(nouser)"
-            self._prefix = escape(f"{self.side}-{self.id}: {database}/{user}@{address}:{self.port} ")
-        return self._prefix
-
-    def fields(self) -> dict[str, object]:
-        return {
-            "side": self.side,
-            "id": self.id,
-            "database": self.database,
-            "user": self.user,
-            "address": self.address,
-            "port": self.port,
-        }
-
-    def _emit(self, level: int, message: str, fields: dict[str, object]) -> None:
-        if _output.json or "error" in fields:
-            _root.write_for(self, level, message, fields)
-        else:  # two such lines a login: what structlog would make of it, without the way through it
-            prefixed = self.prefix() + escape(message)
-            _output.write(level, _text_line(time.time(), level, prefixed), prefixed)
-
-
 _root: Final = BoundLogger(_output, [_render], {})
+_output.structured = _root.write_for
 
 
 def configure(settings: LogSettings, *, quiet: bool) -> None:
@@ -398,7 +245,7 @@ def connection_logger(
 ) -> ConnectionLogger:
     """A logger for one client (C) or server (S). `address` is a host, an IP address or `unix(PID)`; database and user
     may be empty until `identify`."""
-    return ConnectionLogger(side, id, database, user, address, port)
+    return ConnectionLogger(_output, side, id, database, user, address, port)
 
 
 def lost_lines() -> int:

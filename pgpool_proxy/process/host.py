@@ -11,6 +11,7 @@ from pgpool_proxy import errors, log
 from pgpool_proxy.admin.console import Console
 from pgpool_proxy.auth.exchange import ClientExchange, Derive, ScramKeys, Secret, parse_require_auth
 from pgpool_proxy.errors import AuthenticationFailed, Report
+from pgpool_proxy.log_lines import ConnectionLogger
 from pgpool_proxy.pool.pool import FIRST_RETRY_S
 from pgpool_proxy.pool.states import CL_WAITING
 from pgpool_proxy.process.keys import KeyDerivation
@@ -128,12 +129,12 @@ class WorkerHost:
             under_way.add(session, now)
 
     # --- what is logged -----------------------------------------------------------------------------------------------
-    def logger(self, session: ClientSession) -> log.ConnectionLogger:
+    def logger(self, session: ClientSession) -> ConnectionLogger:
         return log.connection_logger(
             "C", session.number, session.database_name, session.user_name, session.address, session.port
         )
 
-    def _server_logger(self, session: ServerSession) -> log.ConnectionLogger:
+    def _server_logger(self, session: ServerSession) -> ConnectionLogger:
         pool = session.pool
         return log.connection_logger(
             "S", session.number, pool.database.name, pool.user.name, session.address or session.host, session.port

@@ -13,7 +13,7 @@ import os
 import pwd
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -43,14 +43,14 @@ MAX_TYPED: Final = 10_000  # passwords that LDAP or PAM said are right, kept to 
 NO_REPLICATION: Final = frozenset({b"", b"false", b"no", b"off", b"0"})
 
 
-@dataclass(frozen=True)
 class Method:
     """How a login has to prove itself, as far as it is decided."""
 
-    name: str
-    rule: HbaRule | None
-    database: Database | None
-    refusal: Report | None
+    def __init__(self, name: str, database: Database | None, refusal: Report | None) -> None:
+        self.name: str = name
+        self.database: Database | None = database
+        self.refusal: Report | None = refusal
+        self.rule: HbaRule | None = None
 
     @property
     def map(self) -> str:
@@ -118,7 +118,7 @@ class Logins:
             refusal = errors.NO_SUCH_DATABASE.saying(f"no such database: {login.database_name}")
         elif database.disabled:
             refusal = errors.DATABASE_DISABLED.saying(f'database "{database.name}" is disabled')
-        method = Method(settings.auth_type, None, database, refusal)
+        method = Method(settings.auth_type, database, refusal)
         if is_admin:
             login.is_admin = login.user in worker.admin_users
             if session.is_unix and login.user == ADMIN_DATABASE and session.peer_uid == os.getuid():
@@ -126,7 +126,7 @@ class Logins:
                 self._admit(login, OpenExchange(None), method, now)
                 return
             if not login.is_admin and login.user not in worker.stats_users:
-                method = replace(method, refusal=errors.NOT_ALLOWED)
+                method.refusal = errors.NOT_ALLOWED
         self._find_method(login, method, now)
 
     # --- the method -------------------------------------------------------------------------------------------------------
@@ -140,7 +140,9 @@ class Logins:
             if rule is None:
                 login.session.fail(errors.NO_AUTH_METHOD, at)
             else:
-                self._find_secret(login, replace(method, name=rule.method, rule=rule), at)
+                method.name = rule.method
+                method.rule = rule
+                self._find_secret(login, method, at)
 
         self.rules.find(login, found)
 
@@ -218,9 +220,9 @@ class Logins:
 
     def _prove_by_secret(self, login: ClientLogin, method: Method, secret: Secret | None, now: float) -> None:
         worker = self._worker
-        name, refusal = method.name, method.refusal
+        name = method.name
         if name == "any" and method.database is not None and method.database.forced_user is None:
-            refusal = errors.BOUNCER_CONFIG  # the user's name means nothing, so there is nobody to log in to servers as
+            method.refusal = errors.BOUNCER_CONFIG  # the user's name means nothing, so there is nobody to log in to servers as
         usual = self.lookups.usual_secret if worker.config.settings.auth_user else worker.usual_secret
         try:
             exchange = server_exchange(
@@ -239,7 +241,7 @@ class Logins:
             worker.host.logger(login.session).warning(str(error))
             login.session.fail(errors.BOUNCER_CONFIG, now)
             return
-        self._admit(login, exchange, replace(method, refusal=refusal), now)
+        self._admit(login, exchange, method, now)
 
     def _admit(self, login: ClientLogin, exchange: ServerExchange, method: Method, now: float) -> None:
         login.admitted(Admission(exchange, method.database, method.refusal), now)
