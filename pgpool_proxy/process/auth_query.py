@@ -86,7 +86,7 @@ class Lookups:
     def ask(self, question: Question, database: Database | None, done: Done) -> None:
         """`done(secret, None)`: found; `done(None, None)`: there is no such user; `done(None, report)`: no answer."""
         now = monotonic()
-        if question is NOWHERE:
+        if question == NOWHERE:
             asyncio.get_running_loop().call_later(self._usual_s, lambda: done(None, None, monotonic()))
             return
 
