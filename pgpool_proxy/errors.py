@@ -144,6 +144,7 @@ CANCELED: Final = Report("canceling statement due to user request", "57014", "ER
 # --- the operator -----------------------------------------------------------------------------------------------------
 SHUTTING_DOWN: Final = Report("pooler is shutting down", "57P01")
 SERVER_SHUTTING_DOWN: Final = Report("server shutting down", "57P01")
+DATABASE_CHANGED_FAST: Final = Report("database configuration changed", "57P01")
 DATABASE_REMOVED: Final = Report("database removed", "57P01")
 ADMIN_DISCONNECT: Final = Report("admin forced disconnect", "57P01")
 SUSPEND_TIMEOUT: Final = Report("suspend_timeout", "57P01")

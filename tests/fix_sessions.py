@@ -379,6 +379,8 @@ class FakeHost:
     def server_exchange(self, session: ServerSession) -> ClientExchange:
         return ClientExchange("u", None, None, lambda: bytes(18), None, frozenset(), tls=False)
 
+    def connect_query_failed(self, session: ServerSession, report: Report) -> None: ...
+
     def server_opened(self, session: ServerSession, now: float) -> None: ...
 
     def server_closed(self, session: ServerSession, report: Report, now: float) -> None:

@@ -67,6 +67,7 @@ class Connector:
         session = ServerSession(context, pool, self._next_host(entry), entry.port, now)
         if session.login is not None:
             session.login.startup = _startup(entry, pool.user.name)
+            session.login.connect_query = (entry.connect_query or "").encode("utf-8", "surrogateescape")
         pool.add_server(session)
         task = self._tasks.start(self._open(session), f"server {session.number} of {pool.database.name}")
         self._attempts[session.number] = task

@@ -14,7 +14,7 @@ from pgpool_proxy import errors
 from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
 from pgpool_proxy.pool.pool import Pool
-from pgpool_proxy.pool.registry import Registry
+from pgpool_proxy.pool.registry import Database, Registry
 from pgpool_proxy.pool.states import CL_ACTIVE, CL_WAITING_CANCEL, SV_ACTIVE, SV_BEING_CANCELED, SV_TESTED, SV_USED
 
 CLOSE_CLIENT: Final = 0
@@ -22,6 +22,7 @@ CLOSE_SERVER: Final = 1
 NOTIFY_CLIENT: Final = 2
 GROW: Final = 3
 DROP_POOL: Final = 4
+DROP_DATABASE: Final = 5
 
 
 class Order:
@@ -34,15 +35,17 @@ class Order:
         client: PoolClient | None = None,
         server: PoolServer | None = None,
         pool: Pool | None = None,
+        database: Database | None = None,
     ) -> None:
         self.action: i64 = action
         self.report: Report = report
         self.client: PoolClient | None = client
         self.server: PoolServer | None = server
         self.pool: Pool | None = pool
+        self.database: Database | None = database
 
     def __repr__(self) -> str:
-        return f"<Order {self.action} {self.report.message} {self.client or self.server or self.pool!r}>"
+        return f"<Order {self.action} {self.report.message} {self.client or self.server or self.pool or self.database!r}>"
 
 
 NOTHING_TO_SAY: Final = Report("", "00000", "LOG")
@@ -57,6 +60,7 @@ class Janitor:
         self.server_connect_timeout: float = 15.0
         self.cancel_wait_timeout: float = 10.0
         self.pool_idle_timeout: float = 0.0
+        self.autodb_idle_timeout: float = 3600.0
 
     def tick(self, now: float) -> list[Order]:
         orders: list[Order] = []
@@ -70,7 +74,19 @@ class Janitor:
                 orders.append(Order(GROW, NOTHING_TO_SAY, pool=pool))
             if not wanted and self.pool_idle_timeout > 0 and self._is_abandoned(pool, now):
                 orders.append(Order(DROP_POOL, NOTHING_TO_SAY, pool=pool))
+        if self.autodb_idle_timeout > 0:
+            self._forget_databases(now, orders)
         return orders
+
+    def _forget_databases(self, now: float, orders: list[Order]) -> None:
+        """Databases that `*` made and nobody uses any more. What an operator has paused or disabled stays so."""
+        for database in self.registry.databases.values():
+            if not database.is_auto or database.paused or database.disabled:
+                continue
+            if database.last_used == 0.0 or database.client_count or database.server_count:
+                database.last_used = now
+            elif now - database.last_used >= self.autodb_idle_timeout:
+                orders.append(Order(DROP_DATABASE, NOTHING_TO_SAY, database=database))
 
     def _is_abandoned(self, pool: Pool, now: float) -> bool:
         if pool.client_count or pool.server_count or pool.database.is_admin:

@@ -81,6 +81,7 @@ class PoolLimits:
         self.server_reset_query: bytes = b"DISCARD ALL"
         self.server_reset_query_always: bool = False
         self.server_round_robin: bool = False
+        self.server_fast_close: bool = False
         self.query_wait_notify: float = 5.0
         self.max_prepared_statements: i64 = 200
         self.load_balance_hosts: str | None = None

@@ -80,6 +80,7 @@ class Configurator:
         limits.server_reset_query = settings.server_reset_query.encode()
         limits.server_reset_query_always = settings.server_reset_query_always
         limits.server_round_robin = settings.server_round_robin
+        limits.server_fast_close = settings.server_fast_close
         limits.query_wait_notify = float(settings.query_wait_notify)
         limits.max_prepared_statements = settings.max_prepared_statements
         limits.load_balance_hosts = entry.load_balance_hosts if len(entry.hosts) > 1 else None

@@ -158,6 +158,10 @@ class WorkerHost:
             detail = f" ({report.detail})" if report.detail else ""
             self.logger(session).warning(f"pooler error: {report.message}{detail}", sqlstate=report.sqlstate)
 
+    def connect_query_failed(self, session: ServerSession, report: Report) -> None:
+        text = f"error in connect_query: {report.severity} {report.message}"
+        self._server_logger(session).warning(text, sqlstate=report.sqlstate)
+
     def server_opened(self, session: ServerSession, now: float) -> None:
         if self._worker.config.settings.log_connections:
             local = f"{session.local_address}:{session.local_port}"

@@ -148,6 +148,7 @@ class Worker:
         self.janitor.server_connect_timeout = settings.server_connect_timeout
         self.janitor.cancel_wait_timeout = settings.cancel_wait_timeout
         self.janitor.pool_idle_timeout = settings.pool_idle_timeout
+        self.janitor.autodb_idle_timeout = settings.autodb_idle_timeout
         self.admin_users = frozenset(_names(settings.admin_users))
         self.stats_users = frozenset(_names(settings.stats_users))
         for database in self.registry.databases.values():
@@ -258,6 +259,8 @@ class Worker:
             )
             self.registry.drop_pool(pool)
             self.context.forget_pool(pool)
+        elif order.action == orders.DROP_DATABASE and order.database is not None:
+            self.control.remove_database(order.database, now)
 
     # --- shutting down ------------------------------------------------------------------------------------------------
     def shutdown(self, mode: str) -> None:

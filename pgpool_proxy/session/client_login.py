@@ -156,6 +156,8 @@ class ClientLogin:
         session.user_name = self.user
         session.database_name = self.database_name
         self.parameters.collect(session.context, packet.parameters)
+        if session.context.application_name_add_host:
+            self.parameters.add_host(f"[{session.address}]" if ":" in session.address else session.address, session.port)
         self.stage = HOST
         session.context.host.start_login(self, now)
 

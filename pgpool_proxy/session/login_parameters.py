@@ -55,6 +55,14 @@ class LoginParameters:
             raise errors.ProtocolViolation(errors.UNSUPPORTED_PARAMETER.saying("too many startup parameters"))
         self.extras = tuple(sorted(extras.items()))
 
+    def add_host(self, address: str, port: int) -> None:
+        """application_name_add_host: where the client comes from stands behind its application_name."""
+        given = b"app"
+        for name in list(self.own):
+            if name.lower() == b"application_name":
+                given = self.own.pop(name)
+        self.own[b"application_name"] = given + f" - {address}:{port}".encode()
+
     def _take(self, context: Context, name: bytes, value: bytes, what: str, extras: dict[bytes, bytes]) -> None:
         if context.tracked.index(name) >= 0:
             self.own[name] = value

@@ -1,4 +1,4 @@
-"""A server before it is usable: StartupMessage, its authentication requests, what it reports, ReadyForQuery.
+"""A server before it is usable: StartupMessage, its authentication requests, what it reports, ReadyForQuery, connect_query.
 
 What a server may send is bounded; it may be hostile (faults.md B4). Knows nothing of TCP and TLS: the connector has done that.
 """
@@ -15,11 +15,15 @@ from pgpool_proxy.wire import backend, frontend
 from pgpool_proxy.wire.codes import (
     AUTHENTICATION,
     BACKEND_KEY_DATA,
+    COPY_BOTH_RESPONSE,
+    COPY_IN_RESPONSE,
     ERROR_RESPONSE,
+    HEADER_SIZE,
     NEGOTIATE_PROTOCOL_VERSION,
     NOTICE_RESPONSE,
     PARAMETER_STATUS,
     READY_FOR_QUERY,
+    STATUS_IDLE,
 )
 from pgpool_proxy.wire.framing import MessageReader, int32_at
 
@@ -41,6 +45,8 @@ class ServerLogin:
         self.exchange: ClientExchange | None = None
         self.channel_binding: bytes | None = None  # tls-server-end-point of the server's certificate
         self.is_in: bool = False
+        self.connect_query: bytes = b""  # filled in by the connector; its answer is read while `querying`
+        self.querying: bool = False
         self.startup: list[tuple[bytes, bytes]] = []  # filled in by the connector
         self.reported: dict[bytes, bytes] = {}
         self.told: Report | None = None  # the server's own error
@@ -53,6 +59,9 @@ class ServerLogin:
 
     def received(self, data: bytes, now: float) -> None:
         """A chunk of a server that is not ready yet. Raises `ProtocolViolation`."""
+        if self.querying:
+            self._answer_of_query(data, now)
+            return
         reader = self.reader
         reader.feed(data)
         while self.session.login is self and reader.next():
@@ -73,10 +82,55 @@ class ServerLogin:
                 if not 8 <= len(reader.body) <= MAX_KEY:
                     raise errors.ProtocolViolation(errors.SERVER_PROTOCOL.with_detail("broken BackendKeyData"))
                 self.session.cancel_key = reader.body
+            elif kind == READY_FOR_QUERY and self.connect_query:
+                self.querying = True
+                self.session.write(frontend.query(self.connect_query))
+                rest = reader.rest()
+                if rest:
+                    self._answer_of_query(rest, now)
+                return
             elif kind == READY_FOR_QUERY:
                 self._ready(now)
             else:
                 raise errors.ProtocolViolation(errors.SERVER_PROTOCOL.with_detail("a message before its turn"))
+
+    def _answer_of_query(self, data: bytes, now: float) -> None:
+        """What connect_query is answered with: errors, for the log, and reported parameters count. Rows may be of any size."""
+        session = self.session
+        framer = session.link.from_server_framer
+        if not framer.feed(data):
+            return
+        while framer.next():
+            kind = framer.kind
+            if kind != PARAMETER_STATUS and kind != ERROR_RESPONSE and kind != READY_FOR_QUERY:
+                if kind == COPY_IN_RESPONSE or kind == COPY_BOTH_RESPONSE:
+                    self._refuse_query("connect_query wants copy data", now)
+                    return
+                continue
+            if not framer.hold():
+                return
+            body = framer.data[framer.start + HEADER_SIZE : framer.stop]
+            if kind == PARAMETER_STATUS:
+                self._parameter(body)
+            elif kind == ERROR_RESPONSE:
+                report = backend.error_report(body)
+                if report.severity in ("FATAL", "PANIC"):
+                    self.told = report
+                    session.disconnect(report, now)
+                    return
+                session.context.host.connect_query_failed(session, report)
+            elif body[:1] != bytes((STATUS_IDLE,)):
+                self._refuse_query("connect_query left a transaction open", now)
+                return
+            else:
+                framer.reset()
+                self._ready(now)
+                return
+
+    def _refuse_query(self, reason: str, now: float) -> None:
+        """No client could use a server that connect_query leaves like this."""
+        self.told = errors.LOGIN_FAILED.with_detail(reason)
+        self.session.disconnect(self.told, now)
 
     def _parameter(self, body: bytes) -> None:
         pair = backend.parameter_status_pair(body)

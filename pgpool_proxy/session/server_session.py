@@ -221,6 +221,8 @@ class ServerSession(PoolServer):
                 self.context.host.cancel_server(self, now)
             elif now - link.cancel_time >= CANCEL_GRACE_S:
                 return errors.QUERY_TIMEOUT
+        if self.close_needed and limits.server_fast_close and link.keeps and link.ready and link.outstanding.is_empty:
+            return errors.DATABASE_CHANGED_FAST
         if link.xact_start > 0.0:
             if limits.transaction_timeout > 0 and now - link.xact_start >= limits.transaction_timeout:
                 return errors.TRANSACTION_TIMEOUT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from pathlib import Path
@@ -295,3 +296,49 @@ def test_the_log_file_is_opened_anew_at_sighup(make_proxy: MakeProxy) -> None:
     proxy.sql("select 1")
     wait_until(lambda: log.exists() and "login attempt" in log.read_text())
     assert "login attempt" not in moved.read_text()
+
+
+# --- settings that change what a server is told ---------------------------------------------------------------------------
+def test_application_name_add_host_says_where_a_client_comes_from(
+    make_proxy: MakeProxy, database: Database, make_raw_client: MakeRawClient
+) -> None:
+    proxy = make_proxy(databases={"app": database.entry()}, pool_mode="transaction", application_name_add_host=1)
+    named, nameless = make_raw_client(proxy.port), make_raw_client(proxy.port)
+    for client, parameters, name in ((named, {"application_name": "shop"}, "shop"), (nameless, {}, "app")):
+        client.login(**parameters)
+        host, port = client.socket.getsockname()
+        assert client.parameters["application_name"] == f"{name} - {host}:{port}"
+        assert value(client, "show application_name") == f"{name} - {host}:{port}"
+    by_unix = make_raw_client(path=f"{proxy.directory}/.s.PGSQL.{proxy.port}")
+    by_unix.login(application_name="shop")
+    assert value(by_unix, "show application_name") == f"shop - unix({os.getpid()}):{proxy.port}"
+    proxy.admin("SET application_name_add_host = 0")
+    plain = make_raw_client(proxy.port)
+    plain.login(application_name="shop")
+    assert value(plain, "show application_name") == "shop"
+
+
+def test_server_fast_close_ends_a_session_when_its_transaction_ends(
+    make_proxy: MakeProxy, database: Database, login: Login
+) -> None:
+    proxy = make_proxy(databases={"app": database.entry()}, server_fast_close=1)
+    in_transaction, idle = login(proxy), login(proxy)
+    run(in_transaction, "begin")
+    run(idle, "select 1")
+    proxy.admin("RECONNECT")
+    told = error(idle.read_to_end())
+    assert (told["S"], told["C"], told["M"]) == ("FATAL", "57P01", "database configuration changed")
+    assert value(in_transaction, "select 1") == "1"
+    ask(in_transaction, "commit")
+    assert in_transaction.read_types() == b"CZ"
+    assert error(in_transaction.read_to_end())["M"] == "database configuration changed"
+    assert value(login(proxy), "select 1") == "1"
+
+
+def test_without_server_fast_close_a_session_keeps_its_server(make_proxy: MakeProxy, database: Database, login: Login) -> None:
+    proxy = make_proxy(databases={"app": database.entry()})
+    client = login(proxy)
+    pid = backend_pid(client)
+    proxy.admin("RECONNECT")
+    run(client, "select pg_sleep(0.5)")  # five looks of the janitor
+    assert backend_pid(client) == pid

@@ -251,3 +251,26 @@ def test_an_order_shows_what_it_is_about() -> None:
     world.servers[0].session.close_needed = True
     assert "close_needed" in repr(world.janitor.tick(world.now)[0])
     assert messages(b"") == []
+
+
+# --- databases that * made ------------------------------------------------------------------------------------------------
+def test_a_database_that_star_made_is_forgotten_when_nobody_has_used_it_for_long() -> None:
+    world = World()
+    world.janitor.autodb_idle_timeout = 10.0
+    database = world.pool().database
+    database.is_auto = True
+    client = world.connect()
+    world.settle()
+    client.send(QUERY)
+    world.settle()
+    assert actions(world, 60.0) == []
+    client.vanish()
+    for server in world.open_servers:
+        server.die()
+    assert actions(world, 9.9) == []
+    database.paused = True
+    assert actions(world, 0.2) == []
+    database.paused = False
+    assert actions(world, 0.2) == [orders.DROP_DATABASE]
+    world.janitor.autodb_idle_timeout = 0.0
+    assert actions(world, 60.0) == []
