@@ -246,7 +246,9 @@ class Pool:
 
     def _serve(self, server: PoolServer, client: PoolClient, now: float) -> None:
         self.move_client(client, CL_ACTIVE)
-        self.stats.wait_time += i64((now - client.wait_start) * 1_000_000)
+        waited = i64((now - client.wait_start) * 1_000_000)
+        self.stats.wait_time += waited
+        self.stats.waits.add(waited)
         client.wait_start = 0.0
         if server.state == SV_ACTIVE:  # straight from hand to hand
             server.client = client

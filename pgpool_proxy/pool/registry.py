@@ -221,6 +221,7 @@ class Registry:
         self.room_made(source, now)
 
     def reserve_taken(self, pool: Pool) -> None:
+        pool.stats.reserve_uses += 1
         self.configurator.reserve_taken(pool)
 
     # --- walks --------------------------------------------------------------------------------------------------------

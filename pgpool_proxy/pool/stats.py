@@ -27,6 +27,49 @@ FIELDS: Final = (
     "client_login_count",
 )
 
+FIRST_BOUND: Final[i64] = 100  # µs; each bound is twice the one before it
+BUCKETS: Final[i64] = 20  # up to 52 s; what takes longer is in one bucket more
+BOUNDS: Final[tuple[int, ...]] = tuple(100 << at for at in range(20))
+
+
+class Histogram:
+    """How long something took, by powers of two. `counts` has one number more than `BOUNDS`: what took longer than all."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = [0] * (int(BUCKETS) + 1)
+        self.sum: i64 = 0
+
+    def add(self, micros: i64) -> None:
+        """HOT: once a query."""
+        at: i64 = 0
+        bound: i64 = FIRST_BOUND
+        while at < BUCKETS and micros > bound:
+            bound <<= 1
+            at += 1
+        self.counts[at] += 1
+        self.sum += micros
+
+    def snapshot(self) -> tuple[tuple[int, ...], int]:
+        """The counts and the sum, as they are now."""
+        return tuple(self.counts), int(self.sum)
+
+
+def percentile(counts: tuple[int, ...], share: float) -> int:
+    """The time below which `share` (0 to 1) of what was counted lies, µs, as far as buckets tell; 0 when nothing was.
+
+    Within a bucket an even spread is assumed; of what took longer than the last bound only that bound is known.
+    """
+    wanted = sum(counts) * share
+    if wanted <= 0:
+        return 0
+    below = 0
+    for at, bound in enumerate(BOUNDS):
+        if below + counts[at] >= wanted:
+            start = BOUNDS[at - 1] if at else 0
+            return int(start + (bound - start) * (wanted - below) / counts[at])
+        below += counts[at]
+    return BOUNDS[-1]
+
 
 class PoolStats:
     """The running totals of one pool."""
@@ -44,6 +87,12 @@ class PoolStats:
         self.server_parse_count: i64 = 0
         self.bind_count: i64 = 0
         self.client_login_count: i64 = 0
+        self.waits: Histogram = Histogram()  # for a server, of those clients that had to wait
+        self.queries: Histogram = Histogram()
+        self.xacts: Histogram = Histogram()
+        self.logins: Histogram = Histogram()  # of clients: from the accepted connection to the welcome
+        self.connects: Histogram = Histogram()  # of servers: from the connection attempt to the first ReadyForQuery
+        self.reserve_uses: i64 = 0  # servers opened from the reserve
 
     def totals(self) -> tuple[int, ...]:
         """The totals in the order of `FIELDS`."""

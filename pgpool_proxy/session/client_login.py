@@ -304,6 +304,7 @@ class ClientLogin:
             session.console = context.host.open_console(session, self.is_admin)
         else:
             pool.stats.client_login_count += 1
+            pool.stats.logins.add(i64((now - session.connect_time) * 1_000_000))
         context.host.client_logged_in(session, now)
         if early:
             session.received(early, now)

@@ -403,7 +403,9 @@ class Link:
         stats = server.pool.stats
         self.status_time = now
         if self.query_start > 0.0:
-            stats.query_time += i64((now - self.query_start) * 1_000_000)
+            took = i64((now - self.query_start) * 1_000_000)
+            stats.query_time += took
+            stats.queries.add(took)
             self.query_start = 0.0
         self.cancel_time = 0.0
         if status == STATUS_IDLE:
@@ -412,7 +414,9 @@ class Link:
                 self.saw_ddl = False
                 server.context.statements.tables_changed()
             if self.xact_start > 0.0:
-                stats.xact_time += i64((now - self.xact_start) * 1_000_000)
+                lasted = i64((now - self.xact_start) * 1_000_000)
+                stats.xact_time += lasted
+                stats.xacts.add(lasted)
                 self.xact_start = 0.0
         elif server.pool.limits.pool_mode == STATEMENT and self.phase == LINKED:
             raise errors.ProtocolViolation(errors.NO_TRANSACTION_BLOCKS)

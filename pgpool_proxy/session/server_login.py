@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from mypy_extensions import i64
+
 from pgpool_proxy import errors
 from pgpool_proxy.auth.exchange import Accepted, ClientExchange, Derive, Reply, Step, Wait
 from pgpool_proxy.errors import AuthenticationFailed, Report
@@ -182,6 +184,7 @@ class ServerLogin:
         session = self.session
         session.login = None
         session.parameters = session.context.tracked.from_reported(self.reported)
+        session.pool.stats.connects.add(i64((now - session.connect_time) * 1_000_000))
         session.context.host.server_opened(session, now)
         if session.generation != session.pool.generation:
             session.close_needed = True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pgpool_proxy.pool.stats import FIELDS, ZERO, PoolStats, averages, merge
+import pytest
+
+from pgpool_proxy.pool.stats import BOUNDS, FIELDS, ZERO, Histogram, PoolStats, averages, merge, percentile
 
 
 def totals(**counts: int) -> tuple[int, ...]:
@@ -41,3 +43,24 @@ def test_counts_are_averaged_by_second_and_times_by_what_took_them() -> None:
 def test_nothing_is_divided_by_nothing() -> None:
     assert averages(ZERO, totals(xact_time=5, query_time=5, wait_time=5, bytes_sent=5), 0.0) == ZERO
     assert averages(ZERO, ZERO, 1.0) == ZERO
+
+
+# --- histograms -----------------------------------------------------------------------------------------------------------
+def test_a_time_is_counted_up_to_its_bound() -> None:
+    histogram = Histogram()
+    for micros in (0, 100, 101, 200, 52_428_800, 52_428_801):
+        histogram.add(micros)
+    counts, total = histogram.snapshot()
+    assert counts == (2, 2, *[0] * 17, 1, 1)
+    assert len(counts) == len(BOUNDS) + 1
+    assert total == 401 + 2 * 52_428_800 + 1
+
+
+@pytest.mark.parametrize(("share", "micros"), [(0.0, 0), (0.5, 100), (0.75, 150), (1.0, 200)])
+def test_a_percentile_lies_within_its_bucket(share: float, micros: int) -> None:
+    assert percentile((2, 2, *[0] * 19), share) == micros
+
+
+def test_the_percentile_of_nothing_is_nothing_and_of_what_is_endless_the_last_bound() -> None:
+    assert percentile((0,) * 21, 0.5) == 0
+    assert percentile((*[0] * 20, 1), 0.5) == BOUNDS[-1]
