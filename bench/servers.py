@@ -279,11 +279,27 @@ class Pooler(Server):
             "log_disconnections": 0,
             **settings,
         }
+        if "client_tls_sslmode" in settings:
+            keys |= certificate(self.directory)
         lines = ["[databases]", f"* = host={LOOPBACK} port={postgres.port}", "[pgbouncer]"]
         lines += [f"{key} = {value}" for key, value in keys.items()]
         self.ini.write_text("\n".join(lines) + "\n")
         # The secret stands there as in pg_authid: a plain password would be derived anew for each login.
         auth_file.write_text(f'"{TRUST_USER}" ""\n"{SCRAM_USER}" "{postgres.scram_secret}"\n"postgres" ""\n')
+
+
+def certificate(directory: Path) -> dict[str, object]:
+    """A key and a certificate for it, signed by itself; the curve is cheap to sign with, so the rest of a handshake shows."""
+    key, cert = directory / "tls.key", directory / "tls.crt"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    try:
+        subprocess.run([*command, "-subj", "/CN=bench", "-keyout", key, "-out", cert], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BenchError(f"openssl makes no certificate: {error}") from error
+    name = account()
+    if name is not None:
+        shutil.chown(key, name)
+    return {"client_tls_key_file": key, "client_tls_cert_file": cert}
 
 
 class PgBouncer(Pooler):

@@ -34,6 +34,7 @@ from servers import (
 )
 
 IDLE_CLIENTS = 9_000
+TLS: dict[str, object] = {"client_tls_sslmode": "require"}
 
 
 @dataclass
@@ -81,7 +82,9 @@ class Workload:
 PROGRESS = re.compile(r"progress: ([\d.]+) s, ([\d.]+) tps")
 
 
-def pgbench(*options: str, clients: int, user: str = TRUST_USER, script: str = "", latencies: bool = True) -> Run:
+def pgbench(
+    *options: str, clients: int, user: str = TRUST_USER, script: str = "", latencies: bool = True, sslmode: str = "disable"
+) -> Run:
     """pgbench with one thread. The first second (connecting, launching servers) does not count."""
 
     # pgbench's clock runs while it connects, and PostgreSQL may take 10 ms to launch a process
@@ -96,7 +99,7 @@ def pgbench(*options: str, clients: int, user: str = TRUST_USER, script: str = "
                 file = Path(directory) / "script.sql"
                 file.write_text(script)
                 command += ["-f", str(file)]
-            sample = drive([*command, DATABASE], target, seconds)
+            sample = drive([*command, DATABASE], target, seconds, sslmode)
             if latencies:
                 sample.p50_us, sample.p99_us = percentiles(Path(directory))
         return sample
@@ -104,14 +107,14 @@ def pgbench(*options: str, clients: int, user: str = TRUST_USER, script: str = "
     return run
 
 
-def drive(command: list[str], target: Server, seconds: float) -> Sample:
+def drive(command: list[str], target: Server, seconds: float, sslmode: str) -> Sample:
     """Start pgbench and read the pooler's CPU time at its first and its last progress line."""
     process = subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(PGPASSWORD=SCRAM_PASSWORD, PGSSLMODE="disable", PGGSSENCMODE="disable"),
+        env=environment(PGPASSWORD=SCRAM_PASSWORD, PGSSLMODE=sslmode, PGGSSENCMODE="disable"),
     )
     assert process.stderr is not None
     first: tuple[float, float] | None = None
@@ -286,6 +289,21 @@ def all_workloads() -> list[Workload]:
             pgbench("-S", "-C", clients=20, user=SCRAM_USER, latencies=False),
             unit="connects",
             settings=scram,
+        ),
+        # TLS on the clients' side only: that is where poolers meet it
+        Workload("tls-select-simple-20", pgbench("-S", clients=20, sslmode="require"), settings=TLS, direct=False),
+        Workload(
+            "tls-rows-20000",
+            pgbench(clients=4, script="select * from rows_20000;\n", sslmode="require"),
+            settings=TLS,
+            direct=False,
+        ),
+        Workload(
+            "tls-reconnect-scram-20",
+            pgbench("-S", "-C", clients=20, user=SCRAM_USER, latencies=False, sslmode="require"),
+            unit="connects",
+            settings=TLS | scram,
+            direct=False,
         ),
         Workload(f"idle-{IDLE_CLIENTS}", idle_clients(IDLE_CLIENTS), unit="", direct=False, timed=False),
     ]
