@@ -1,5 +1,7 @@
 """The advisories of poolers and their neighbours, each by name, with a hostile server or client. Those about TLS and auth_query
-stand with these (test_tls_clients, test_tls_servers, test_auth_query); the codecs' own in tests/unit/auth/test_advisories.py.
+stand with these (test_tls_clients, test_tls_servers, test_auth_query), that about each leg's word in test_auth_matrix, those
+about the console (CVE-2023-22332, CVE-2026-6667) in tests/unit/admin, that about late cancels (PgBouncer 717) in test_cancel,
+the codecs' own in tests/unit/auth/test_advisories.py.
 """
 
 from __future__ import annotations
@@ -9,9 +11,12 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 
+import psycopg
 import pytest
-from fix_proxy import MakeProxy, Proxy
-from fix_raw import MakeRawClient, Message, Peer, RawClient, RawServer, message, startup_message
+from fix_clients import Database, Login, ask, backend_pid, value
+from fix_postgres import Postgres
+from fix_proxy import ADMIN_PASSWORD, ADMIN_USER, STATS_USER, MakeProxy, Proxy
+from fix_raw import MakeRawClient, Message, Peer, RawClient, RawServer, message, query, startup_message
 
 PLAIN = {"somebody": "secret"}
 
@@ -214,3 +219,116 @@ def test_a_password_that_is_too_long_or_holds_a_zero_is_refused(make_proxy: Make
         except (ConnectionError, EOFError):
             pass
     assert proxy.sql("select 1", password="secret") == [(1,)]
+
+
+@pytest.mark.parametrize("size", [63, 64, 127, 128, 8192, 9900])
+def test_cve_2012_4575_a_long_database_name_is_a_name_like_any_other(
+    make_proxy: MakeProxy, make_raw_client: MakeRawClient, postgres: Postgres, size: int
+) -> None:
+    for databases in ({"app": f"host={postgres.host} port={postgres.port}"}, None):  # unknown, or made from `*`
+        proxy = make_proxy(databases=databases)
+        client = make_raw_client(proxy.port)
+        client.send(startup_message(database="d" * size))
+        fields = client.read_until(b"E")[-1].fields()
+        assert fields["C"] == "3D000"
+        assert ("no such database: " + "d" * size in fields["M"]) == (databases is not None)
+        assert proxy.sql("select 1") == [(1,)]
+
+
+OUT_OF_TURN = {
+    "a query before the password": (False, query("select 1")),
+    "each message of a client before the password": (False, b"".join(message(bytes([kind])) for kind in b"BCDEFHPSXcdf")),
+    "the password before it is asked for": (True, message(b"p", b"plain-secret\0")),
+    "the password twice at once": (False, message(b"p", b"wrong\0") * 2),
+    "a second startup message": (False, startup_message("plain_user") + b"\0" * 12_000),  # a promise of 11 kB of type 0
+}
+
+
+@pytest.mark.parametrize("case", OUT_OF_TURN)
+def test_cve_2015_4054_messages_in_the_wrong_order_end_a_login(
+    make_proxy: MakeProxy, make_raw_client: MakeRawClient, case: str
+) -> None:
+    is_first, data = OUT_OF_TURN[case]
+    proxy = make_proxy(auth_type="plain")
+    client = make_raw_client(proxy.port)
+    if is_first:
+        client.send(data)
+    else:
+        client.send(startup_message("plain_user"))
+        assert client.read_message().type == b"R"
+        client.send(data)
+    assert [one.type for one in client.read_to_end()] in ([b"E"], [])
+    assert proxy.sql("select 1", user="plain_user", password="plain-secret") == [(1,)]
+
+
+def test_a_password_message_after_the_login_ends_the_connection(make_proxy: MakeProxy, login: Login) -> None:
+    proxy = make_proxy(auth_type="plain")
+    client = login(proxy, user="plain_user", password="plain-secret")
+    client.send_message(b"p", b"plain-secret\0")
+    assert [one.type for one in client.read_to_end()] == [b"E"]
+
+
+@pytest.mark.parametrize("length", [2**32 - 1, 2**31, 2**31 - 1, 3, 0])
+@pytest.mark.parametrize("kind", [b"Q", b"P", b"B"])
+def test_cve_2024_27304_and_32655_a_length_that_wraps_smuggles_nothing(
+    make_proxy: MakeProxy, database: Database, login: Login, kind: bytes, length: int
+) -> None:
+    """The body of a message whose length wraps around would be read as messages of its own."""
+    database.sql("create table smuggled (i int)")
+    proxy = make_proxy(databases={"app": database.entry()}, pool_mode="transaction")
+    client = login(proxy)
+    client.send(kind + struct.pack("!I", length), query("insert into smuggled values (1)") * 3)
+    if length != 2**31 - 1:  # that one is a promise of 2 GiB, which our or the server's patience may end
+        assert [one.type for one in client.read_to_end()] == [b"E"]
+    client.close()
+    assert proxy.sql("select count(*) from smuggled") == [(0,)]
+
+
+@pytest.mark.parametrize("method", ["plain", "md5", "scram-sha-256"])
+def test_pgdog_1053_the_console_wants_the_right_password(make_proxy: MakeProxy, method: str) -> None:
+    """With auth_query, too, whose users are not the console's."""
+    proxy = make_proxy(auth_type=method, auth_user="trust_user", auth_query="select $1::text, 'anything'::text")
+    assert proxy.admin("SHOW VERSION")
+    for user in (ADMIN_USER, STATS_USER, "pgbouncer", "trust_user", "plain_user", "nobody"):
+        for password in ("wrong", "anything", "", "plain-secret"):
+            if (user, password) == ("plain_user", "plain-secret"):
+                continue
+            with pytest.raises(psycopg.OperationalError, match=r"failed|empty password|no password|not allowed"):
+                proxy.admin("SHOW VERSION", user=user, password=password)
+    with pytest.raises(psycopg.OperationalError, match="not allowed"):
+        proxy.admin("SHOW VERSION", user="plain_user", password="plain-secret")
+    assert proxy.admin("SHOW VERSION", user=STATS_USER, password=ADMIN_PASSWORD)
+
+
+def test_pgdog_1285_notifications_stay_within_their_database(
+    make_proxy: MakeProxy, database: Database, login: Login, postgres: Postgres
+) -> None:
+    other = f"host={postgres.host} port={postgres.port} dbname=other"
+    proxy = make_proxy(databases={"app": database.entry(), "other": other}, pool_mode="session")
+    listener, stranger, speaker = login(proxy), login(proxy, database="other"), login(proxy)
+    for client in (listener, stranger):
+        client.query("listen channel")
+    assert backend_pid(listener) != backend_pid(speaker)
+    speaker.query("notify channel, 'for us'")
+    assert listener.read_message().type == b"A"
+    assert stranger.is_silent()
+    ask(stranger, "notify channel, 'for them'")
+    assert any(one.type == b"A" for one in stranger.read_until(b"Z")) or stranger.read_message().type == b"A"
+    assert listener.is_silent()
+
+
+def test_cve_2024_45624_no_answer_is_given_to_another_user(make_proxy: MakeProxy) -> None:
+    """The same text from users in turn, by both protocols: what one was answered is nobody else's."""
+    proxy = make_proxy(pool_mode="transaction", auth_type="trust")
+    users = ("trust_user", "scram_user", "trust_user", "plain_user")
+    connections = [proxy.connect(user=user, prepare_threshold=0) for user in users]
+    for _ in range(3):
+        for user, connection in zip(users, connections, strict=True):
+            assert connection.execute("select current_user, session_user").fetchone() == (user, user)
+            assert connection.execute("select current_user, %s", [1]).fetchone() == (user, 1)
+
+
+def test_the_answer_to_a_query_goes_to_who_asked(make_proxy: MakeProxy, login: Login) -> None:
+    proxy = make_proxy(pool_mode="transaction", default_pool_size=1)
+    clients = [login(proxy) for _ in range(5)]
+    assert [value(client, f"select {number}") for number, client in enumerate(clients)] == ["0", "1", "2", "3", "4"]

@@ -80,7 +80,7 @@ def test_the_default_query_lets_in_whom_the_server_would(
     assert log_in(proxy, roles["q_scram"]) == roles["q_scram"]
     for user, password in (
         (roles["q_scram"], "wrong"),
-        (roles["q_expired"], "secret"),  # CVE-2025-2291
+        (roles["q_expired"], "secret"),
         (roles["q_nologin"], "secret"),
         (roles["q_none"], "secret"),
         (roles["q_none"], ""),
@@ -89,6 +89,18 @@ def test_the_default_query_lets_in_whom_the_server_would(
     ):
         told = log_in(proxy, user, password)
         assert "SASL authentication failed" in told or "no password supplied" in told or "empty password" in told, (user, told)
+
+
+def test_cve_2025_2291_a_password_that_has_expired_lets_in_nobody(
+    make_proxy: MakeProxy, database: Database, roles: dict[str, str], shared_postgres: Postgres
+) -> None:
+    proxy = make(make_proxy, database)
+    user = roles["q_expired"]
+    assert "SASL authentication failed" in log_in(proxy, user)
+    shared_postgres.sql(f"alter role {user} valid until 'infinity'")
+    assert log_in(proxy, user) == user
+    shared_postgres.sql(f"alter role {user} valid until '2001-01-01'")
+    assert "SASL authentication failed" in log_in(proxy, user)
 
 
 def test_md5_users_get_in_by_md5_and_plain(make_proxy: MakeProxy, database: Database, roles: dict[str, str]) -> None:

@@ -225,7 +225,7 @@ def test_a_cancel_never_meets_a_later_query_of_another_client(
     assert hit > 0
 
 
-def test_a_server_is_not_handed_out_before_the_cancel_for_it_has_ended(
+def test_pgbouncer_717_a_server_is_not_handed_out_before_the_cancel_for_it_has_ended(
     make_proxy: MakeProxy, database: Database, login: Login, make_middleman: MakeMiddleman, make_raw_client: MakeRawClient
 ) -> None:
     """The cancel is late on its way: its query has ended long before it arrives."""

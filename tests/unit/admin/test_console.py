@@ -123,7 +123,7 @@ def test_a_command_becomes_an_order_and_is_answered_with_its_tag(
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_stats_users_may_only_read(house: Any, orders: Any, name: str) -> None:
+def test_cve_2026_6667_stats_users_may_only_read(house: Any, orders: Any, name: str) -> None:
     talk = house.console(is_admin=False, control=orders)
     argument = {"DISABLE": " app", "ENABLE": " app", "KILL_CLIENT": " 1", "SET": " pool_mode = session"}.get(name, "")
     assert talk.outcome(name + argument) == "42501 admin access needed"

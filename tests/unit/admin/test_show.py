@@ -93,7 +93,7 @@ def test_rows_come_in_the_same_order_each_time(full: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PGBOUNCER))
-def test_no_cell_holds_a_secret(full: Any, name: str) -> None:
+def test_cve_2023_22332_no_cell_holds_a_secret(full: Any, name: str) -> None:
     shown = repr(list(TABLES[name].rows(full.control)))
     assert "hidden" not in shown
     assert "secret-of" not in shown
