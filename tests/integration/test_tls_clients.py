@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import struct
@@ -14,7 +15,7 @@ from typing import Any
 import asyncpg
 import psycopg
 import pytest
-from fix_postgres import environment
+from fix_postgres import Postgres, environment
 from fix_proxy import MakeProxy, Proxy
 from fix_raw import GSSENC_REQUEST, SSL_REQUEST, MakeRawClient, Peer, RawClient, request, startup_message
 from fix_tls import Certificates, reload_by_signal
@@ -235,6 +236,52 @@ def psql(proxy: Proxy, certificates: Certificates, **keywords: object) -> subpro
 def test_psql_binds_to_the_channel(tls_proxy: Proxy, certificates: Certificates, sslmode: str, binding: str) -> None:
     done = psql(tls_proxy, certificates, sslmode=sslmode, sslrootcert=certificates.ca, channel_binding=binding)
     assert (done.stdout, done.stderr) == ("7\n", "")
+
+
+@pytest.mark.parametrize("binding", ["disable", "prefer", "require"])
+@pytest.mark.parametrize("sslmode", ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"])
+def test_every_sslmode_with_every_channel_binding_does_as_with_postgresql(
+    make_proxy: MakeProxy, certificates: Certificates, tls_postgres: Postgres, sslmode: str, binding: str
+) -> None:
+    """psycopg and psql, the same connection string: let in or refused, encrypted or not, in the same words."""
+    proxy = make_proxy(
+        server=tls_postgres, client_tls_sslmode="prefer", auth_type="scram-sha-256", **certificates.settings()
+    )
+    keywords: dict[str, object] = {"sslmode": sslmode, "channel_binding": binding, "gssencmode": "disable"}
+    if sslmode.startswith("verify"):
+        keywords["sslrootcert"] = certificates.ca
+
+    who = {"user": "scram_user", "password": "scram-secret", "dbname": "app", "host": "localhost", "hostaddr": LOOPBACK}
+
+    def by_psycopg(port: int) -> tuple[str, bool]:
+        try:
+            with psycopg.connect(**who, port=port, **keywords) as connection:
+                return "in", connection.pgconn.ssl_in_use
+        except psycopg.OperationalError as error:
+            return re.sub(r".*failed: |\n", "", str(error)), False
+
+    ours = by_psycopg(proxy.port)
+    assert ours == by_psycopg(tls_postgres.port)
+    assert (ours[0] == "in") == (binding != "require" or sslmode not in ("disable", "allow"))
+    done = psql(proxy, certificates, **keywords)
+    assert (done.stdout == "7\n") == (ours[0] == "in"), done.stderr
+
+
+@pytest.mark.skipif(psycopg.pq.version() < 170000, reason="this libpq knows no sslnegotiation")
+@pytest.mark.parametrize("sslmode", ["require", "verify-full"])
+def test_libpq_begins_with_direct_tls_and_binds_to_it(tls_proxy: Proxy, certificates: Certificates, sslmode: str) -> None:
+    connection = scram(tls_proxy, certificates, sslnegotiation="direct", sslmode=sslmode, channel_binding="require")
+    assert connection.execute("select current_user").fetchone() == ("scram_user",)
+    assert connection.pgconn.ssl_in_use
+
+
+def test_show_clients_names_version_and_cipher(tls_proxy: Proxy, certificates: Certificates) -> None:
+    connection = scram(tls_proxy, certificates)
+    shown = tls_proxy.admin("SHOW CLIENTS", sslmode="require")
+    assert {row["user"]: row["tls"] for row in shown if row["database"] == "app"} == {
+        "scram_user": "TLSv1.3/TLS_AES_256_GCM_SHA384"
+    }
+    assert connection.execute("select 1").fetchone() == (1,)
 
 
 def test_who_requires_channel_binding_is_not_content_with_md5(make_proxy: MakeProxy, certificates: Certificates) -> None:
