@@ -1,4 +1,4 @@
-"""The command line: PgBouncer's, and the subcommands `demo`, `check` and `passwd`."""
+"""The command line: PgBouncer's, and the subcommands `demo`, `check`, `passwd` and `ping`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from pgpool_proxy.process.worker import Worker, be_quiet
 from pgpool_proxy.settings.config import Config, load
 from pgpool_proxy.wire import framing
 
-SUBCOMMANDS: Final = ("demo", "check", "passwd")
+SUBCOMMANDS: Final = ("demo", "check", "passwd", "ping")
 EPILOG: Final = """\
 subcommands:
   pgpool-proxy demo              an embedded PostgreSQL and the proxy in front of it, to try
   pgpool-proxy check FILE.ini    read a configuration and try every database in it
   pgpool-proxy passwd USER       write, check or import the secrets of an auth_file
+  pgpool-proxy ping              does the proxy serve? for health checks
 
 Without FILE.ini, DATABASE_URL=postgresql://user:password@host:5432/db is enough; every setting can be given in the
 environment as PGPOOL_PROXY_<KEY>. Precedence: command line, environment, file, default.
@@ -99,6 +100,10 @@ def _subcommand(name: str, rest: list[str]) -> int:
         from pgpool_proxy.process import passwd
 
         return passwd.main(rest)
+    if name == "ping":
+        from pgpool_proxy.process import ping
+
+        return ping.main(rest)
     from pgpool_proxy.process import check
 
     return check.main(rest)

@@ -149,9 +149,11 @@ class WorkerHost:
         if self._worker.config.settings.log_disconnections:
             age = int(now - session.connect_time)
             detail = f": {report.detail}" if report.detail else ""
-            self.logger(session).info(
-                f"closing because: {report.message}{detail} (age={age}s)", reason=report.message, age=age
-            )
+            text = f"closing because: {report.message}{detail} (age={age}s)"
+            if session.user_name or report is not errors.CLIENT_UNEXPECTED_EOF:
+                self.logger(session).info(text, reason=report.message, age=age)
+            else:  # a health check that looks in every few seconds and never says who it is
+                self.logger(session).debug(text, reason=report.message, age=age)
 
     def notify(self, session: ClientSession, report: Report) -> None:
         if self._worker.config.settings.log_pooler_errors:
