@@ -1,4 +1,5 @@
-"""Every client method by every server method by what is known: nobody is let in by the proxy's own word alone.
+"""Every client method by every server method by what is known: nobody is let in by the proxy's own word alone. LDAP and
+PAM have their cells in test_auth_outside, where the directory and the service are.
 
 Who gets in must have proved itself to the proxy, by the method asked for, and the server must have let the proxy in as that
 user (CVE-2025-46801: each leg relied on the other).
@@ -6,10 +7,16 @@ user (CVE-2025-46801: each leg relied on the other).
 
 from __future__ import annotations
 
+import os
+import pwd
+from pathlib import Path
+
 import psycopg
 import pytest
 from fix_postgres import USERS, Postgres
 from fix_proxy import MakeProxy, Proxy
+from fix_tls import Certificates
+from fix_wait import hand_over
 
 CLIENT_METHODS = ("trust", "plain", "md5", "scram-sha-256")
 #: what the auth_file holds of the user
@@ -76,12 +83,78 @@ def test_a_cell_lets_in_exactly_whom_it_should(
     assert wrong == []
 
 
-def try_login(proxy: Proxy, user: str, password: str | None) -> tuple[bool, str]:
+def try_login(
+    proxy: Proxy, user: str, password: str | None, becomes: str | None = None, **keywords: object
+) -> tuple[bool, str]:
+    """Is it in, as itself (or as `becomes`)? Otherwise why not."""
     try:
-        with psycopg.connect(proxy.dsn(user=user, password=password, passfile="/dev/null")) as connection:
-            return connection.execute("select current_user").fetchone() == (user,), "another user"
+        with psycopg.connect(proxy.dsn(user=user, password=password, passfile="/dev/null", **keywords)) as connection:
+            return connection.execute("select current_user").fetchone() == (becomes or user,), "another user"
     except psycopg.OperationalError as error:
         return False, str(error)
+
+
+# --- proofs without a password --------------------------------------------------------------------------------------------
+@pytest.fixture
+def rules(run_dir: Path) -> Path:
+    """An HBA file; `.ident` beside it is its ident file. Only the account that runs the tests is anybody."""
+    found = run_dir / f"matrix-{os.urandom(4).hex()}.conf"
+    found.write_text("local all all peer map=accounts\nhost all all all reject\n")
+    ident = found.with_suffix(".ident")
+    ident.write_text("".join(f"accounts {pwd.getpwuid(os.getuid()).pw_name} {user}\n" for user in list(USERS)[:3]))
+    hand_over(found, ident)
+    return found
+
+
+@pytest.mark.parametrize("form", STORED)
+@pytest.mark.parametrize("client", ["cert", "peer", "reject"])
+def test_a_cell_of_a_proof_without_a_password_lets_in_exactly_whom_it_should(
+    make_proxy: MakeProxy, shared_postgres: Postgres, certificates: Certificates, rules: Path, client: str, form: str
+) -> None:
+    """Who has proved itself is known to the servers by what is stored, as with trust: there are no keys and nothing typed."""
+    users: dict[str, str] = {}
+    for user in USERS:
+        users |= stored(shared_postgres, user, form)
+    users |= {"admin_user": "x"}
+    if client == "cert":
+        tls = {"client_tls_sslmode": "verify-full", **certificates.settings(ca=True)}
+        proxy = make_proxy(auth_type="cert", users=users, server_login_retry=0, **tls)
+    else:
+        proxy = make_proxy(
+            auth_type="hba", auth_hba_file=rules, auth_ident_file=rules.with_suffix(".ident"), users=users, server_login_retry=0
+        )
+    wrong: list[str] = []
+    for user, (server, _) in USERS.items():
+        is_md5 = users.get(user, "").startswith("md5")
+        for shown in ("own", "another's"):
+            keywords: dict[str, object] = {}
+            if client == "cert":
+                keywords = {"sslmode": "require", **certificates.client(user if shown == "own" else "somebody")}
+            elif client == "peer":
+                keywords = {"host": proxy.directory}
+            proved = {"cert": shown == "own", "peer": user in list(USERS)[:3], "reject": False}[client]
+            is_in, told = try_login(proxy, user, "", **keywords)
+            if is_in != (proved and expected("trust", user, form, None, is_md5)):
+                wrong.append(f"{client} ({shown}) -> {server}, {form} stored: {'let in' if is_in else told}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("known", ["entry", "auth_file", "wrong", "nothing"])
+def test_a_cell_of_any_becomes_the_forced_user_where_its_password_is_known(
+    make_proxy: MakeProxy, postgres: Postgres, known: str
+) -> None:
+    where = f"host={postgres.host} port={postgres.port} dbname=app"
+    passwords = {user: password for user, (_, password) in USERS.items() if password}
+    entries = {
+        user: f"{where} user={user}" + (f" password={passwords[user]}" if known == "entry" and user in passwords else "")
+        for user in USERS
+    }
+    users = {"auth_file": passwords, "wrong": dict.fromkeys(passwords, "not-it")}.get(known, {})
+    proxy = make_proxy(auth_type="any", databases=entries, users=users | {"admin_user": "x"}, server_login_retry=0)
+    for user, (server, _) in USERS.items():
+        for password in (None, "whatever"):
+            is_in, told = try_login(proxy, "whoever", password, becomes=user, dbname=user)
+            assert is_in == (server == "trust" or known in ("entry", "auth_file")), (user, known, told)
 
 
 def test_keys_of_one_users_login_are_of_no_use_to_another(make_proxy: MakeProxy, shared_postgres: Postgres) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from fix_postgres import USERS
 from fix_proxy import ADMIN_PASSWORD, MakeProxy, Proxy
 from fix_raw import MakeRawClient, startup_message
 from fix_wait import LOOPBACK, accepts, free_port, hand_over, wait_until
@@ -60,12 +61,26 @@ cn: Scram
 sn: User
 mail: both@example.com
 userPassword: scram-secret
+
+dn: uid=plain_user,ou=people,{base}
+objectClass: inetOrgPerson
+uid: plain_user
+cn: Plain
+sn: User
+userPassword: plain-secret
+
+dn: uid=md5_user,ou=people,{base}
+objectClass: inetOrgPerson
+uid: md5_user
+cn: Md5
+sn: User
+userPassword: md5-secret
 """
 
 
 @pytest.fixture(scope="module")
 def slapd(run_dir: Path, worker_id: str) -> Iterator[int]:
-    """The port of a directory with two people; uid=trust_user has the password ldap-secret."""
+    """The port of a directory with four people; uid=trust_user has the password ldap-secret, the others that of the server."""
     binary = shutil.which("slapd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if binary is None:
         pytest.skip("slapd is not installed")
@@ -192,12 +207,13 @@ def test_a_library_that_is_not_installed_is_named(make_proxy: MakeProxy, tmp_pat
 # --- PAM ------------------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def pam_service(run_dir: Path) -> Iterator[str]:
-    """A service that asks a script, which knows one user and one password."""
+    """A service that asks a script, which knows trust_user with pam-secret, and the others with the server's password."""
     if os.geteuid() != 0 or not Path("/etc/pam.d").is_dir() or not list(Path("/lib").glob("*/security/pam_exec.so")):
         pytest.skip("a PAM service file can be written by root only")
     name = f"pgpool-proxy-test-{os.getpid()}"
     script = run_dir / f"{name}.sh"
-    script.write_text('#!/bin/sh\nread -r typed\n[ "$PAM_USER" = trust_user ] && [ "$typed" = pam-secret ]\n')
+    known = " ".join(f'"{user}:{password or "pam-secret"}")' for user, (_, password) in USERS.items()).replace(") ", "|")
+    script.write_text(f'#!/bin/sh\nread -r typed\ncase "$PAM_USER:$typed" in {known} exit 0;; esac\nexit 1\n')
     script.chmod(0o755)
     service = Path("/etc/pam.d") / name
     service.write_text(f"auth required pam_exec.so expose_authtok quiet {script}\naccount required pam_permit.so\n")
@@ -214,6 +230,28 @@ def test_pam_lets_in_whom_the_service_knows(make_proxy: MakeProxy, pam_service: 
     for user, password in (("trust_user", "wrong"), ("nobody", "pam-secret")):
         assert "PAM authentication failed" in told(proxy, user, password)
     assert "pam-secret" not in proxy.log()
+
+
+@pytest.mark.parametrize("known", ["nothing", "right", "wrong"])
+@pytest.mark.parametrize("method", ["ldap", "pam"])
+def test_a_cell_of_ldap_and_pam_lets_in_exactly_whom_it_should(
+    make_proxy: MakeProxy, request: pytest.FixtureRequest, run_dir: Path, method: str, known: str
+) -> None:
+    """What was typed, and found right, logs in to servers of each kind, unless auth_file has something else for them."""
+    if method == "ldap":
+        line = f"ldap {options(request.getfixturevalue('slapd'), 'simple')}"
+    else:
+        line = f"pam pamservice={request.getfixturevalue('pam_service')}"
+    rules = run_dir / f"{method}-{known}-{os.urandom(4).hex()}.conf"
+    rules.write_text(f"host all all all {line}\n")
+    hand_over(rules)
+    passwords = {user: password or f"{method}-secret" for user, (_, password) in USERS.items()}
+    users = {"nothing": {}, "right": passwords, "wrong": dict.fromkeys(passwords, "not-it")}[known]
+    proxy = make_proxy(users=users, auth_type="hba", auth_hba_file=rules, server_login_retry=0)
+    for user, (server, _) in USERS.items():
+        assert (told(proxy, user, passwords[user]) == user) == (server == "trust" or known != "wrong"), user
+        for password in ("not-it", "x", ""):
+            assert told(proxy, user, password) != user
 
 
 def test_pam_without_a_service_file_refuses(make_proxy: MakeProxy) -> None:
