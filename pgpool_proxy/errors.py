@@ -167,6 +167,7 @@ CLIENT_LEFT_EARLY: Final = Report("client disconnect while server was not ready"
 CLIENT_LEFT_IN_QUERY: Final = Report("client disconnected with query in progress", "08006")
 RESET_FAILED: Final = Report("reset query failed", "08006")
 CHECK_FAILED: Final = Report("test query failed", "08006")
+STATE_REMAINS: Final = Report("session state cannot be reset", "00000", "LOG")
 CANCEL_SENT: Final = Report("successfully sent cancel request", "00000", "LOG")
 CANCEL_NOT_NEEDED: Final = Report("cancel request dropped: the query has ended", "00000", "LOG")
 CANCEL_WAIT_TIMEOUT: Final = Report("cancel_wait_timeout", "57014")

@@ -335,6 +335,7 @@ class FakeHost:
         self.cancelled: list[ServerSession] = []
         self.closed: dict[int, Report] = {}
         self.crashes: list[BaseException] = []
+        self.states_seen: list[tuple[int, str]] = []
 
     def start_login(self, login: ClientLogin, now: float) -> None:
         database = self.world.registry.database(login.database_name)
@@ -375,6 +376,9 @@ class FakeHost:
         self.closed[session.number] = report
 
     def notify(self, session: ClientSession, report: Report) -> None: ...
+
+    def state_seen(self, session: ClientSession, kinds: str) -> None:
+        self.states_seen.append((int(session.number), kinds))
 
     def server_exchange(self, session: ServerSession) -> ClientExchange:
         return ClientExchange("u", None, None, lambda: bytes(18), None, frozenset(), tls=False)

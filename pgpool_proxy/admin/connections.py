@@ -28,6 +28,7 @@ from pgpool_proxy.pool.states import (
 )
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.server_session import ServerSession
+from pgpool_proxy.session.session_state import pinned
 
 TIME_FORMAT: Final = "%Y-%m-%d %H:%M:%S %Z"
 CLIENT_STATES: Final = {
@@ -77,12 +78,14 @@ def seconds_and_micros(seconds: float) -> tuple[int, int]:
 def clients(source: Source) -> Iterator[Row]:
     """Those that are in a pool, so all whose login is done or waits for a server."""
     for client in _clients_by_pool(source, CLIENT_STATES):
-        yield _client_row(source, client, CLIENT_STATES)
+        link = client.link if isinstance(client, ClientSession) else None
+        yield (*_client_row(source, client, CLIENT_STATES), pinned(link) if link is not None else "")
 
 
 def servers(source: Source) -> Iterator[Row]:
     for server in _servers_by_pool(source, SERVER_STATES):
-        yield _server_row(source, server, SERVER_STATES)
+        link = server.link if isinstance(server, ServerSession) and server.link.client is not None else None
+        yield (*_server_row(source, server, SERVER_STATES), pinned(link) if link is not None else "")
 
 
 def sockets(source: Source) -> Iterator[Row]:

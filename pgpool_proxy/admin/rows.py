@@ -13,7 +13,7 @@ from typing import Final
 from pgpool_proxy.admin.connections import pools_in_order, seconds_and_micros
 from pgpool_proxy.admin.control import ACTIVE, PAUSED, SUSPENDED, Cell, Row, Source
 from pgpool_proxy.pool.limits import longest_wait
-from pgpool_proxy.pool.pool import POOL_MODES
+from pgpool_proxy.pool.pool import POOL_MODES, SESSION_STATES
 from pgpool_proxy.pool.registry import Database
 from pgpool_proxy.pool.states import (
     CL_ACTIVE,
@@ -28,6 +28,8 @@ from pgpool_proxy.pool.states import (
     SV_USED,
 )
 from pgpool_proxy.pool.stats import FIELDS, ZERO, merge
+from pgpool_proxy.session.server_session import ServerSession
+from pgpool_proxy.session.session_state import pinned
 from pgpool_proxy.settings import resolve
 from pgpool_proxy.settings.config import Config
 from pgpool_proxy.settings.entries import DatabaseEntry
@@ -170,6 +172,20 @@ def totals(source: Source) -> Iterator[Row]:
     ):
         for field, value in zip(FIELDS, values, strict=True):
             yield f"{prefix}_{TOTALS_NAMES.get(field, field)}", value
+
+
+def session_state(source: Source) -> Iterator[Row]:
+    """What transactions have left behind, by pool and kind; nothing is counted where session_state is ignore."""
+    for pool in pools_in_order(source):
+        if not pool.database.is_admin:
+            held = [server.link for server in pool.active.members() if isinstance(server, ServerSession)]
+            yield (
+                pool.database.name,
+                pool.user.name,
+                SESSION_STATES[int(pool.limits.session_state)],
+                sum(1 for link in held if link.client is not None and pinned(link)),
+                *pool.stats.states_seen,
+            )
 
 
 # --- the process --------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pgpool_proxy.admin import connections, rows
 from pgpool_proxy.admin.control import Row, Source, error
 from pgpool_proxy.admin.grammar import invalid
 from pgpool_proxy.admin.results import INT4, INT8, NUMERIC, TEXT, Column, Type
-from pgpool_proxy.pool.stats import FIELDS
+from pgpool_proxy.pool.stats import FIELDS, STATE_KINDS
 
 _TYPES: Final[dict[str, Type]] = {"": INT4, "text": TEXT, "int8": INT8, "numeric": NUMERIC}
 
@@ -52,11 +52,12 @@ _CONNECTION: Final = """
     connect_time:text request_time:text wait wait_us close_needed ptr:text link:text remote_pid tls:text
     application_name:text prepared_statements id
 """
+_PINNED: Final = _CONNECTION + "pinned:text"
 _SOCKET: Final = _CONNECTION + "recv_pos pkt_pos pkt_remain send_pos send_remain pkt_avail send_avail"
 
 _ALL: Final = (
-    Table("CLIENTS", "clients, one row each", _columns(_CONNECTION), connections.clients),
-    Table("SERVERS", "server connections, one row each", _columns(_CONNECTION), connections.servers),
+    Table("CLIENTS", "clients, one row each", _columns(_PINNED), connections.clients),
+    Table("SERVERS", "server connections, one row each", _columns(_PINNED), connections.servers),
     Table("SOCKETS", "clients and servers with what lies in their buffers", _columns(_SOCKET), connections.sockets),
     Table("ACTIVE_SOCKETS", "those of SOCKETS whose buffers are not empty", _columns(_SOCKET), connections.active_sockets),
     Table(
@@ -109,6 +110,12 @@ _ALL: Final = (
         rows.stats_averages,
     ),
     Table("TOTALS", "totals and averages of all databases", _columns("name:text value:numeric"), rows.totals),
+    Table(
+        "SESSION_STATE",
+        "what clients have left behind on servers (session_state)",
+        _columns("database:text user:text session_state:text pinned " + _numerics(STATE_KINDS)),
+        rows.session_state,
+    ),
     Table("LISTS", "how many there are of everything", _columns("list:text items"), rows.lists),
     Table("CONFIG", "the settings in force", _columns("key:text value:text default:text changeable:text"), rows.config),
     Table("STATE", "active, paused or suspended", _columns("key:text value:text"), rows.state),

@@ -48,6 +48,12 @@ TRANSACTION: Final = 1
 STATEMENT: Final = 2
 POOL_MODES: Final = ("session", "transaction", "statement")
 
+IGNORE: Final = 0
+WARN: Final = 1
+RESET: Final = 2
+PIN: Final = 3
+SESSION_STATES: Final = ("ignore", "warn", "reset", "pin")
+
 MAX_OPENING: Final = 8  # logins of one pool under way at once: a server forks and authenticates for each
 CHECK_GRACE_S: Final = 0.5  # a check query that takes longer is not counted on: another server is opened
 FIRST_RETRY_S: Final = 0.1  # pause after the first failed login; it doubles up to server_login_retry
@@ -84,6 +90,7 @@ class PoolLimits:
         self.server_fast_close: bool = False
         self.query_wait_notify: float = 5.0
         self.max_prepared_statements: i64 = 200
+        self.session_state: i64 = IGNORE
         self.load_balance_hosts: str | None = None
 
 

@@ -70,6 +70,9 @@ def percentile(counts: tuple[int, ...], share: float) -> int:
         below += counts[at]
     return BOUNDS[-1]
 
+STATE_KINDS: Final = ("set", "role", "listen", "prepare", "cursor", "temp", "load", "lock")
+"""What a client can leave behind on a server (session_state); a mask of kinds has the first in its lowest bit."""
+
 
 class PoolStats:
     """The running totals of one pool."""
@@ -93,6 +96,12 @@ class PoolStats:
         self.logins: Histogram = Histogram()  # of clients: from the accepted connection to the welcome
         self.connects: Histogram = Histogram()  # of servers: from the connection attempt to the first ReadyForQuery
         self.reserve_uses: i64 = 0  # servers opened from the reserve
+        self.states_seen: list[int] = [0 for _ in STATE_KINDS]  # transactions that have left something of a kind behind
+
+    def saw_state(self, kinds: i64) -> None:
+        """A transaction has left these kinds behind."""
+        for at in range(len(STATE_KINDS)):
+            self.states_seen[at] += int(kinds) >> at & 1
 
     def totals(self) -> tuple[int, ...]:
         """The totals in the order of `FIELDS`."""

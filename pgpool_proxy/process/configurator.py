@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from pgpool_proxy import log
-from pgpool_proxy.pool.pool import POOL_MODES, Pool
+from pgpool_proxy.pool.pool import POOL_MODES, SESSION_STATES, Pool
 from pgpool_proxy.pool.registry import Database, Registry, User
 from pgpool_proxy.settings import resolve
 from pgpool_proxy.settings.config import Config
@@ -63,6 +63,7 @@ class Configurator:
         pool.user.is_forced = pool.user.is_forced or entry.user is not None
         limits = pool.limits
         limits.pool_mode = POOL_MODES.index(resolve.pool_mode(config, entry, user))
+        limits.session_state = SESSION_STATES.index(resolve.session_state(config, entry, user))
         limits.pool_size = resolve.pool_size(config, entry, user)
         limits.min_pool_size = resolve.min_pool_size(config, entry)
         limits.reserve_pool_size = resolve.reserve_pool_size(config, entry, user) if settings.reserve_pool_timeout > 0 else 0

@@ -164,6 +164,9 @@ class WorkerHost:
         text = f"error in connect_query: {report.severity} {report.message}"
         self._server_logger(session).warning(text, sqlstate=report.sqlstate)
 
+    def state_seen(self, session: ClientSession, kinds: str) -> None:
+        self.logger(session).warning(f"leaves session state on its server: {kinds} (session_state = warn)", kinds=kinds)
+
     def server_opened(self, session: ServerSession, now: float) -> None:
         if self._worker.config.settings.log_connections:
             local = f"{session.local_address}:{session.local_port}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from mypy_extensions import i64
 
 from pgpool_proxy import errors
+from pgpool_proxy.session import session_state
 from pgpool_proxy.session.outstanding import (
     ACTION_MASK,
     CLOSE_FAKED,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 EMPTIES_STATEMENTS: Final = (b"DEALLOCATE ALL\0", b"DISCARD ALL\0")
 DISCARD_ALL_TAG: Final = b"DISCARD ALL\0"
 RESET_TAG: Final = b"RESET\0"
+RESETS: Final = (RESET_TAG, DISCARD_ALL_TAG)
 CHANGES_TABLES: Final = (b"ALTER ", b"DROP ", b"CREATE VIEW", b"CREATE RULE")
 
 
@@ -113,7 +115,9 @@ def in_pipeline(link: Link, kind: i64, head: i64, now: float) -> bool:
     if head & ACTION_MASK == SKIP and request == QUERY:
         if not framer.hold():
             return False
-        link.leave_out(framer.start, framer.stop)  # our own SET: anything but ReadyForQuery
+        if kind == COMMAND_COMPLETE and link.phase == session_state.PROBING:
+            session_state.answered(link, framer.data[framer.start + HEADER_SIZE : framer.stop])
+        link.leave_out(framer.start, framer.stop)  # our own query: anything but ReadyForQuery
         return True
     if (
         (kind == PARSE_COMPLETE
@@ -214,13 +218,15 @@ def _command_complete(link: Link) -> bool:
     if not framer.hold():
         return False
     start = framer.start + HEADER_SIZE
-    if framer.stop - start > 2 and TELLING[framer.data[start]]:
+    if framer.stop - start > 2 and (TELLING[framer.data[start]] or link.watch):
         _tag(link, framer.data[start : framer.stop])
     return True
 
 
 def _tag(link: Link, tag: bytes) -> None:
     """A tag that may say that plans are stale, parameters were reset, or the server has no prepared statements left."""
+    if link.watch:
+        session_state.command(link, tag)
     if tag == RESET_TAG:
         link.saw_reset = True
         return
@@ -232,6 +238,7 @@ def _tag(link: Link, tag: bytes) -> None:
         return
     if tag == DISCARD_ALL_TAG:
         link.saw_reset = True
+        link.server.lost_extras()
     link.server.statements.clear()
     link.server.unnamed = UNKNOWN
     client = link.client
@@ -250,7 +257,8 @@ def _error(link: Link, head: i64, now: float) -> None:
     if request == QUERY and head & ACTION_MASK == SKIP:
         report = backend.error_report(framer.data[framer.start + HEADER_SIZE : framer.stop])
         link.leave_out(framer.start, framer.stop)
-        link.parameters_refused(report, now)
+        if link.phase != session_state.PROBING or report.severity != "ERROR":
+            link.parameters_refused(report, now)
         return
     number = head >> NUMBER_SHIFT
     if number > 0 or (request == PARSE and head & NOTED):
@@ -336,6 +344,7 @@ def _correct_name(link: Link, head: i64, number: i64) -> None:
 
 def _look_at_error(link: Link, number: i64) -> None:
     """What an error says about the server itself: that it is going, or that it has lost a statement."""
+    link.session_state.failed = True
     framer = link.from_server_framer
     fields = backend.error_fields(framer.data[framer.start + HEADER_SIZE : framer.stop])
     severity = fields.get("V", fields.get("S", ""))

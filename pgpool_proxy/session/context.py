@@ -102,6 +102,10 @@ class Host(Protocol):
         """A pooler error that the client was told of: for the log."""
         ...
 
+    def state_seen(self, session: ClientSession, kinds: str) -> None:
+        """The client has left state of these kinds behind (session_state = warn); told once for each of its kinds."""
+        ...
+
     def server_exchange(self, session: ServerSession) -> ClientExchange:
         """How to prove ourselves to the server of this session's pool."""
         ...

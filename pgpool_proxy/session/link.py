@@ -14,10 +14,11 @@ LINKED       relaying
 STALLED      the client's next message depends on answers that are still to come; its bytes wait
 RECOVERING   left by its client in the middle of something; being brought back to a clean state (recovery.py)
 ENDING       clean, but the server has only a part of the client's last message (of CopyData behind a COPY that failed, mostly)
+PROBING      pinned, and asking the server whether it still has to be (session_state.py); the client's bytes wait
 
 The server is free when ReadyForQuery said 'I', nothing is outstanding, no COPY IN is under way and the server's stream stands
 between two messages (`ready`): then, in transaction and statement mode, the link ends at the end of the chunk. In session mode
-it ends with the client.
+it ends with the client; for a pinned client (session_state = pin), when the server has nothing of it any more.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from mypy_extensions import i64
 
 from pgpool_proxy import errors
 from pgpool_proxy.errors import Report
-from pgpool_proxy.pool.pool import SESSION, STATEMENT
-from pgpool_proxy.session import answers, recovery, requests
+from pgpool_proxy.pool.pool import IGNORE, SESSION, STATEMENT
+from pgpool_proxy.session import answers, recovery, requests, session_state
 from pgpool_proxy.session.outstanding import (
     ACTION_MASK,
     FAKE,
@@ -43,6 +44,7 @@ from pgpool_proxy.session.outstanding import (
     Outstanding,
     Pending,
 )
+from pgpool_proxy.session.session_state import PROBING, SessionState
 from pgpool_proxy.wire import frontend
 from pgpool_proxy.wire.backend import CLOSE_COMPLETE_MESSAGE, PARSE_COMPLETE_MESSAGE
 from pgpool_proxy.wire.codes import (
@@ -97,7 +99,10 @@ class Link:
         self.ready: bool = True
         self.copy_in: bool = False
         self.rewrites: bool = False  # prepared statements of the protocol are shared (not in session mode)
-        self.keeps: bool = False  # the server stays with its client: session mode
+        self.is_session: bool = False  # session mode: the server stays with its client
+        self.keeps: bool = False  # the server stays with its client: in session mode, or for as long as the client is pinned
+        self.watch: bool = False  # what the client leaves behind is watched: session_state is not ignore
+        self.session_state: SessionState = SessionState()
         self.status: i64 = STATUS_IDLE
         self.query_start: float = 0.0
         self.xact_start: float = 0.0
@@ -118,8 +123,9 @@ class Link:
         self.lease += 1
         self.phase = LINKED
         client.link = self
-        self.keeps = limits.pool_mode == SESSION
+        self.is_session = self.keeps = limits.pool_mode == SESSION
         self.rewrites = limits.pool_mode != SESSION and limits.max_prepared_statements > 0
+        self.watch = limits.session_state != IGNORE and session_state.begin(self, limits)
         self.from_client_framer.max_length = server.context.max_packet_size
         if client.write_full:
             server.block(now)
@@ -155,6 +161,8 @@ class Link:
         client = self.client
         if self.phase == RECOVERING:
             recovery.go_on(self, now)
+        elif self.phase == PROBING:
+            session_state.verified(self, now)
         elif client is not None:
             self.phase = LINKED
             self.ready = self.status == STATUS_IDLE
@@ -162,7 +170,10 @@ class Link:
             if server.parameters.extras != client.parameters.extras:
                 server.parameters = server.context.tracked.with_extras(server.parameters, client.parameters.extras)
             client.parameters = server.parameters
-            client.go_on(self, now)
+            if self.watch:
+                session_state.verify(self)
+            if self.phase == LINKED:
+                client.go_on(self, now)
 
     def parameters_refused(self, report: Report, now: float) -> None:
         """The server does not take the client's parameters, or the ROLLBACK for one that has left."""
@@ -239,6 +250,8 @@ class Link:
                     client.fail(errors.PQEXEC_DISALLOWED, now)
                     return
                 if framer.data_at(HEADER_SIZE) == requests.LETTER_D and not requests.query(self, client):
+                    break
+                if self.watch and not session_state.query(self, client):
                     break
                 if not outstanding.skipping:
                     if framer.stop != self.mark:
@@ -394,11 +407,13 @@ class Link:
             self.leave_out(framer.start, framer.stop)
             return True
         self.settle_fakes()
-        if outstanding.is_empty:
-            self._end_of_query(status, now)
+        if self.watch:
+            session_state.ready(self, status, now)
+        elif outstanding.is_empty:
+            self.end_of_query(status, now)
         return False
 
-    def _end_of_query(self, status: i64, now: float) -> None:
+    def end_of_query(self, status: i64, now: float) -> None:
         server = self.server
         stats = server.pool.stats
         self.status_time = now
@@ -470,9 +485,25 @@ class Link:
         """The server is clean: part, and back to the pool, which may give it to the next client at once."""
         server = self.server
         self.part()
+        if self.watch or self.is_session or server.pool.limits.server_reset_query_always:
+            self._reset(now)
+        else:
+            server.pool.release(server, now)
+
+    def _reset(self, now: float) -> None:
+        """Before it goes back the server may have to be cleaned: by server_reset_query, for session_state, or both."""
+        server = self.server
         limits = server.pool.limits
-        if limits.server_reset_query and (self.keeps or limits.server_reset_query_always):
-            server.reset(now)
+        queries: list[bytes] = []
+        if limits.server_reset_query and (self.is_session or limits.server_reset_query_always):
+            queries.append(limits.server_reset_query)
+        touched = session_state.touched(self) if self.watch else 0
+        if touched & session_state.LIBRARY:
+            server.disconnect(errors.STATE_REMAINS, now)
+        elif touched or queries:
+            if touched:
+                queries.insert(0, session_state.cleaning(touched))
+            server.reset(queries, now)
         else:
             server.pool.release(server, now)
 

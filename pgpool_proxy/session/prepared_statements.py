@@ -23,6 +23,7 @@ class Statement:
         self.name: bytes = PREFIX + b"%d" % int(number)
         self.holders: i64 = 0
         self.epoch: i64 = 0  # of `Statements`, when it was first prepared
+        self.hints: i64 = -1  # of its text (state_texts.py), once somebody has asked
 
     def __repr__(self) -> str:
         return f"<Statement {self.name!r} holders={self.holders}>"

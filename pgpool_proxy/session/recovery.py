@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RECOVERING: Final = 3  # of session/link.py
 PREPARING: Final = 1
+PROBING: Final = 6
 COPY_FAILED: Final = frontend.message(COPY_FAIL, b"the client has left\0")
 ROLLBACK: Final = b"ROLLBACK"
 
@@ -29,7 +30,7 @@ def begin(link: Link, now: float) -> bool:
     outstanding = link.outstanding
     if link.from_client_framer.remaining or not server.cancel_key:
         return False
-    if link.phase == PREPARING:  # our own query ends by itself
+    if link.phase == PREPARING or link.phase == PROBING:  # our own query ends by itself
         link.part()
         link.phase = RECOVERING
         link.cancel_time = now

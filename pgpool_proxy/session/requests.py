@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from mypy_extensions import i64
 
 from pgpool_proxy import errors
+from pgpool_proxy.session import session_state
 from pgpool_proxy.session.outstanding import (
     CLOSE_FAKED,
     CLOSE_INJECTED,
@@ -78,6 +79,8 @@ def note(link: Link, client: ClientSession) -> bool:
     outstanding = link.outstanding
     if not link.rewrites or outstanding.skipping:
         if not outstanding.skipping:
+            if link.watch and kind == PARSE and not session_state.parsed(link, client):
+                return False
             outstanding.push(kind)
         return True
     if outstanding.is_uncertain:
@@ -217,6 +220,8 @@ def _bind(link: Link, client: ClientSession) -> bool:
         return _names_missing(link)
     link.server.pool.stats.bind_count += 1
     if name_end == portal_end + 1:
+        if link.watch:
+            session_state.bound_unnamed(link, client)
         _ensure_unnamed(link, client)
         link.outstanding.push(BIND)
         return True
@@ -226,6 +231,8 @@ def _bind(link: Link, client: ClientSession) -> bool:
     if statement is None:
         link.outstanding.push(BIND)  # the server says 26000, or knows it from an SQL PREPARE
         return True
+    if link.watch:
+        session_state.bound(link, client, statement)
     _ensure(link, statement)
     leave_out(link, start, name_end + 1)
     portal = framer.data[start + HEADER_SIZE : portal_end]

@@ -15,7 +15,7 @@ from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.handles import PoolServer
 from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.pool.states import SV_ACTIVE, SV_CLOSED, SV_LOGIN, SV_TESTED
-from pgpool_proxy.session.answers import EMPTIES_STATEMENTS
+from pgpool_proxy.session.answers import EMPTIES_STATEMENTS, RESETS
 from pgpool_proxy.session.context import Context
 from pgpool_proxy.session.link import LINKED, RECOVERING, Link
 from pgpool_proxy.session.parameters import Parameters
@@ -68,6 +68,7 @@ class ServerSession(PoolServer):
         self.blocked: bool = False
         self.failed_login: bool = False
         self._failure: Report = errors.RESET_FAILED  # what it means when the query of state tested fails
+        self._resets: list[bytes] = []  # queries that are to follow it
 
     # --- what the connection says -----------------------------------------------------------------------------------
     def connected(self, transport: Transport, now: float) -> None:
@@ -102,13 +103,14 @@ class ServerSession(PoolServer):
             client.unblock_for_server()
 
     # --- between two clients --------------------------------------------------------------------------------------------
-    def reset(self, now: float) -> None:
-        """Run server_reset_query; then the server goes back to its pool."""
+    def reset(self, queries: list[bytes], now: float) -> None:
+        """Run these one after the other, server_reset_query mostly; then the server goes back to its pool."""
         self._failure = errors.RESET_FAILED
+        self._resets = queries[1:]
         if self.client is not None:
             self.client.server = None
             self.client = None
-        self._test(self.pool.limits.server_reset_query)
+        self._test(queries[0])
 
     def check(self, query: bytes, now: float) -> None:
         """Told by the pool: run server_check_query."""
@@ -157,11 +159,15 @@ class ServerSession(PoolServer):
                 if body in EMPTIES_STATEMENTS:
                     self.statements.clear()
                     self.unnamed = None
+                if body in RESETS:
+                    self.lost_extras()
             elif kind == READY_FOR_QUERY:
                 if len(body) != 1 or framer.stop != framer.size:
                     raise errors.ProtocolViolation(errors.SERVER_PROTOCOL.with_detail("ReadyForQuery was not its last word"))
                 if body[0] != STATUS_IDLE:
                     self.disconnect(self._failure.with_detail("it left a transaction open"), now)
+                elif self._resets:
+                    self._send_test(self._resets.pop(0))
                 else:
                     self.pool.checked(self, now)
                 return
@@ -184,6 +190,10 @@ class ServerSession(PoolServer):
             client = link.client
             if client is not None and link.phase == LINKED:
                 client.parameters = tracked.replaced(client.parameters, at, pair[1])
+
+    def lost_extras(self) -> None:
+        """Parameters that are not reported (track_startup_parameters) have the server's own values again."""
+        self.parameters = self.context.tracked.with_extras(self.parameters, ())
 
     # --- writing and back-pressure --------------------------------------------------------------------------------------
     def write(self, data: bytes) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 
 from pgpool_proxy.settings.ini import Entry, pairs
 from pgpool_proxy.settings.keys import INT_MAX, Key, Seconds, Text, Value, Whole, Word
-from pgpool_proxy.settings.model import POOL_MODES, SSL_MODES, unknown
+from pgpool_proxy.settings.model import POOL_MODES, SESSION_STATES, SSL_MODES, unknown
 
 NAME_MAX: Final = 63
 """PostgreSQL's NAMEDATALEN less its terminator."""
@@ -44,6 +44,7 @@ DATABASE_KEYS: Final[dict[str, Key]] = {
     "reserve_pool_size": _count("further server connections per pool for clients that wait too long"),
     "connect_query": Text("query run on every new server connection; its errors are logged and ignored", required=True),
     "pool_mode": Word("when a server goes back to the pool", words=POOL_MODES),
+    "session_state": Word("what to do about state that is left on a shared server", words=SESSION_STATES),
     "query_wait_timeout": Seconds("disconnect a client that waited that long for a server"),
     "load_balance_hosts": Word("when a host list moves on: every connection, or after a failure", words=LOAD_BALANCE),
     "max_db_connections": _count("server connections of this database; 0 = as in [pgbouncer]"),
@@ -62,6 +63,7 @@ USER_KEYS: Final[dict[str, Key]] = {
     "pool_size": _count("server connections of every pool of this user"),
     "reserve_pool_size": _count("further server connections of every pool of this user"),
     "pool_mode": Word("when a server goes back to this user's pools", words=POOL_MODES),
+    "session_state": Word("what to do about state that is left on this user's servers", words=SESSION_STATES),
     "max_user_connections": _count("server connections of this user; 0 = as in [pgbouncer]"),
     "max_user_client_connections": _count("client connections of this user; 0 = as in [pgbouncer]"),
     "query_timeout": Seconds("close client and server when a query runs longer; 0 = as in [pgbouncer]"),
@@ -96,6 +98,7 @@ class DatabaseEntry:
     reserve_pool_size: int | None = None
     connect_query: str | None = field(default=None, repr=False)
     pool_mode: str | None = None
+    session_state: str | None = None
     query_wait_timeout: float | None = None
     load_balance_hosts: str = "round-robin"
     max_db_connections: int | None = None
@@ -125,6 +128,7 @@ class UserEntry:
     pool_size: int | None = None
     reserve_pool_size: int | None = None
     pool_mode: str | None = None
+    session_state: str | None = None
     max_user_connections: int | None = None
     max_user_client_connections: int | None = None
     query_timeout: float | None = None

@@ -29,6 +29,7 @@ from pgpool_proxy.errors import ConfigError
 from pgpool_proxy.settings.keys import Flag, Key, Seconds, Text, Value, Whole, Word
 
 PoolMode: TypeAlias = Literal["session", "transaction", "statement"]
+SessionState: TypeAlias = Literal["ignore", "warn", "reset", "pin"]
 AuthType: TypeAlias = Literal["any", "trust", "plain", "md5", "cert", "hba", "ldap", "pam", "scram-sha-256"]
 SslMode: TypeAlias = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 TlsNegotiation: TypeAlias = Literal["postgres", "direct"]
@@ -39,6 +40,7 @@ Facility: TypeAlias = Literal[
 ]  # fmt: skip
 
 POOL_MODES: Final[tuple[str, ...]] = get_args(PoolMode)
+SESSION_STATES: Final[tuple[str, ...]] = get_args(SessionState)
 AUTH_TYPES: Final[tuple[str, ...]] = get_args(AuthType)
 SSL_MODES: Final[tuple[str, ...]] = get_args(SslMode)
 TLS_NEGOTIATIONS: Final[tuple[str, ...]] = get_args(TlsNegotiation)
@@ -155,6 +157,7 @@ class Settings(BaseSettings):
     server_tls_negotiation: Annotated[TlsNegotiation, Word("how TLS with servers begins: postgres = SSLRequest, direct = at once, with ALPN", words=TLS_NEGOTIATIONS, own=True)] = "postgres"
     server_tls_protocols: Annotated[str, Text("TLS versions for servers: a list of tlsv1.0 to tlsv1.3, all, secure")] = "secure"
     server_tls_sslmode: Annotated[SslMode, Word("TLS with servers", words=SSL_MODES)] = "prefer"
+    session_state: Annotated[SessionState, Word("what to do about SET, LISTEN, temporary tables and the like that a client leaves on a shared server", words=SESSION_STATES, own=True)] = "ignore"
     so_reuseport: Annotated[bool, Flag("let several processes listen on the same port", changeable=False)] = False
     stats_period: Annotated[int, Whole("seconds that averages and the log line of the statistics span", low=1)] = 60
     stats_users: Annotated[str, Text("users that may run SHOW in the console, a comma list")] = ""

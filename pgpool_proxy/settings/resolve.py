@@ -34,6 +34,10 @@ def pool_mode(config: Config, database: DatabaseEntry, user: str) -> str:
     return _user(config, user).pool_mode or database.pool_mode or config.settings.pool_mode
 
 
+def session_state(config: Config, database: DatabaseEntry, user: str) -> str:
+    return _user(config, user).session_state or database.session_state or config.settings.session_state
+
+
 def pool_size(config: Config, database: DatabaseEntry, user: str) -> int:
     """0 = unlimited."""
     return _given(_user(config, user).pool_size, database.pool_size, config.settings.default_pool_size)

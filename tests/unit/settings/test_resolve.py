@@ -12,6 +12,7 @@ Resolver = Callable[[Config, DatabaseEntry, str], object]
 
 THREE: list[tuple[Resolver, str, str, object, object, object]] = [
     (resolve.pool_mode, "pool_mode", "pool_mode", "statement", "transaction", "session"),
+    (resolve.session_state, "session_state", "session_state", "ignore", "pin", "reset"),
     (resolve.pool_size, "pool_size", "default_pool_size", 0, 0, 20),
     (resolve.reserve_pool_size, "reserve_pool_size", "reserve_pool_size", 0, 0, 7),
     (resolve.query_wait_timeout, "query_wait_timeout", "query_wait_timeout", 0.0, 0.0, 5.0),
