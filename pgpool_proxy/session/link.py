@@ -500,9 +500,13 @@ class Link:
         touched = session_state.touched(self) if self.watch else 0
         if touched & session_state.LIBRARY:
             server.disconnect(errors.STATE_REMAINS, now)
-        elif touched or queries:
-            if touched:
-                queries.insert(0, session_state.cleaning(touched))
+        elif touched:
+            again = server.connect_query
+            if again:  # it may have left anything of its own: the server is made as new
+                server.reset([session_state.EVERYTHING_GOES, *queries, again], now)
+            else:
+                server.reset([session_state.cleaning(touched), *queries], now)
+        elif queries:
             server.reset(queries, now)
         else:
             server.pool.release(server, now)

@@ -183,6 +183,7 @@ class ServerLogin:
     def _ready(self, now: float) -> None:
         session = self.session
         session.login = None
+        session.connect_query = self.connect_query
         session.parameters = session.context.tracked.from_reported(self.reported)
         session.pool.stats.connects.add(i64((now - session.connect_time) * 1_000_000))
         session.context.host.server_opened(session, now)

@@ -69,6 +69,8 @@ class ServerSession(PoolServer):
         self.failed_login: bool = False
         self._failure: Report = errors.RESET_FAILED  # what it means when the query of state tested fails
         self._resets: list[bytes] = []  # queries that are to follow it
+        self.connect_query: bytes = b""  # what was run when it was new, and is run again when all that is undone
+        self._connecting_again: bool = False
 
     # --- what the connection says -----------------------------------------------------------------------------------
     def connected(self, transport: Transport, now: float) -> None:
@@ -107,6 +109,7 @@ class ServerSession(PoolServer):
         """Run these one after the other, server_reset_query mostly; then the server goes back to its pool."""
         self._failure = errors.RESET_FAILED
         self._resets = queries[1:]
+        self._connecting_again = False
         if self.client is not None:
             self.client.server = None
             self.client = None
@@ -115,6 +118,7 @@ class ServerSession(PoolServer):
     def check(self, query: bytes, now: float) -> None:
         """Told by the pool: run server_check_query."""
         self._failure = errors.CHECK_FAILED
+        self._connecting_again = False
         self._send_test(query)
 
     def _test(self, query: bytes) -> None:
@@ -147,6 +151,9 @@ class ServerSession(PoolServer):
                 report = backend.error_report(body)
                 if report.severity in ("FATAL", "PANIC"):
                     self.last_words = report
+                elif self._connecting_again and self.state == SV_TESTED:
+                    self.context.host.connect_query_failed(self, report)  # and ignored, as when it was new
+                    continue
                 reason = self._failure if self.state == SV_TESTED else errors.IDLE_SERVER_DIRTY
                 self.disconnect(reason.with_detail(report.message), now)
                 return
@@ -167,7 +174,9 @@ class ServerSession(PoolServer):
                 if body[0] != STATUS_IDLE:
                     self.disconnect(self._failure.with_detail("it left a transaction open"), now)
                 elif self._resets:
-                    self._send_test(self._resets.pop(0))
+                    query = self._resets.pop(0)
+                    self._connecting_again = query is self.connect_query
+                    self._send_test(query)
                 else:
                     self.pool.checked(self, now)
                 return

@@ -66,6 +66,8 @@ CLEANING: Final = (
 )
 """What DISCARD ALL does, in parts; in one query with others it is not allowed itself. A library stays."""
 
+EVERYTHING_GOES: Final = b"DISCARD ALL"
+
 QUESTIONS: Final = (
     (LISTENING, b"SELECT 1 FROM pg_catalog.pg_listening_channels() LIMIT 1"),
     (PREPARED, b"SELECT 1 FROM pg_catalog.pg_prepared_statements WHERE from_sql LIMIT 1"),

@@ -250,6 +250,35 @@ def test_reset_keeps_the_parameters_that_follow_the_client(start: Any, login: Lo
         assert value(client, "show statement_timeout") == "12s"
 
 
+def test_reset_runs_connect_query_again(make_proxy: MakeProxy, database: Database, login: Login) -> None:
+    query = "set search_path = mine; set geqo_seed = 0.25; prepare shared as select 5"
+    proxy = make_proxy(
+        databases={"app": database.entry(connect_query=f"'{query}'")},
+        pool_mode="transaction", default_pool_size=1, session_state="reset",
+    )  # fmt: skip
+    client = login(proxy)
+    for leaves in ("set search_path = other", "listen a", "prepare p as select 1"):
+        run(client, leaves)
+        assert value(client, "show search_path") == "mine"
+        assert value(client, "show geqo_seed") == "0.25"
+        assert value(client, "execute shared") == "5"
+        assert left(client, "") in ("", "prepare")
+    assert len(database.servers()) == 1
+
+
+def test_reset_ignores_errors_of_connect_query(make_proxy: MakeProxy, database: Database, login: Login) -> None:
+    proxy = make_proxy(
+        databases={"app": database.entry(connect_query="'select nonsense'")},
+        pool_mode="transaction", default_pool_size=1, session_state="reset",
+    )  # fmt: skip
+    client = login(proxy)
+    server = backend_pid(client)
+    run(client, "set work_mem = '77MB'")
+    assert left(client, "") == ""
+    assert backend_pid(client) == server
+    assert proxy.log_contains("error in connect_query", times=2)
+
+
 def test_reset_of_a_library_closes_the_server(start: Any, login: Login) -> None:
     proxy = start("reset")
     client = login(proxy, database="superuser")
