@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Final
 
 import uvloop
@@ -17,9 +17,9 @@ import uvloop
 from pgpool_proxy import log
 from pgpool_proxy.errors import ConfigError
 from pgpool_proxy.process import daemon, outside, signals
+from pgpool_proxy.process.about import build, package_version
 from pgpool_proxy.process.worker import Worker, be_quiet
 from pgpool_proxy.settings.config import Config, load
-from pgpool_proxy.wire import framing
 
 SUBCOMMANDS: Final = ("demo", "check", "passwd", "ping")
 EPILOG: Final = """\
@@ -34,23 +34,10 @@ environment as PGPOOL_PROXY_<KEY>. Precedence: command line, environment, file, 
 """
 
 
-def package_version() -> str:
-    try:
-        return version("pgpool-proxy")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def is_compiled() -> bool:
-    """Is this the build that mypyc compiled?"""
-    return not framing.__file__.endswith(".py")
-
-
 def version_text() -> str:
-    build = "compiled" if is_compiled() else "plain Python"
     return (
         f"pgpool_proxy {package_version()}\n"
-        f"build: {build}\nPython {platform.python_version()}\nuvloop {version('uvloop')}"
+        f"build: {build()}\nPython {platform.python_version()}\nuvloop {version('uvloop')}"
     )
 
 
@@ -142,9 +129,8 @@ async def _serve(config: Config, overrides: dict[str, str]) -> int:
     signals.install(worker)
 
     def ready() -> None:
-        build = "compiled" if is_compiled() else "plain Python"
         log.get_logger().info(
-            f"process up: pgpool_proxy {package_version()} ({build}), uvloop {version('uvloop')}, "
+            f"process up: pgpool_proxy {package_version()} ({build()}), uvloop {version('uvloop')}, "
             f"Python {platform.python_version()}"
         )
         gc.collect()

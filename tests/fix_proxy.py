@@ -87,6 +87,7 @@ class Proxy:
             "auth_file": self.auth_file,
             "admin_users": ADMIN_USER,
             "stats_users": STATS_USER,
+            "metrics_listen_addr": "",
             **settings,
         }
         self.port = int(str(self.settings["listen_port"]))

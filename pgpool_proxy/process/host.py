@@ -39,6 +39,7 @@ class WorkerHost:
         self._keys = KeyDerivation()
         self._scram_keys: dict[str, ScramKeys] = {}  # of users that logged in with SCRAM: to log in to servers as them
         self._require: frozenset[str] = frozenset()
+        self._counters = worker.observation.counters
 
     def close(self) -> None:
         self._keys.close()
@@ -59,6 +60,8 @@ class WorkerHost:
     # --- logins ---------------------------------------------------------------------------------------------------------
     def start_login(self, login: ClientLogin, now: float) -> None:
         session = login.session
+        if session.tls:
+            self._counters.handshake("client")
         if self._worker.config.settings.log_connections:
             replication = "yes" if login.replication.lower() in PHYSICAL else "no"
             self.logger(session).info(
@@ -99,6 +102,7 @@ class WorkerHost:
     def cancel(self, session: ClientSession, key: bytes, now: float) -> None:
         """A CancelRequest: to the server of the client whose key it is, or to the client's place in the queue."""
         worker = self._worker
+        self._counters.cancels += 1
         client = worker.keys.find(key)
         if not isinstance(client, ClientSession):
             session.leave(errors.CANCEL_UNKNOWN_KEY, now)
@@ -146,6 +150,7 @@ class WorkerHost:
     def client_closed(self, session: ClientSession, report: Report, now: float) -> None:
         if isinstance(session.transport, AuthQuery):
             return
+        self._counters.ended("client", report)
         if self._worker.config.settings.log_disconnections:
             age = int(now - session.connect_time)
             detail = f": {report.detail}" if report.detail else ""
@@ -156,6 +161,7 @@ class WorkerHost:
                 self.logger(session).debug(text, reason=report.message, age=age)
 
     def notify(self, session: ClientSession, report: Report) -> None:
+        self._counters.error(report)
         if self._worker.config.settings.log_pooler_errors:
             detail = f" ({report.detail})" if report.detail else ""
             self.logger(session).warning(f"pooler error: {report.message}{detail}", sqlstate=report.sqlstate)
@@ -168,6 +174,8 @@ class WorkerHost:
         self.logger(session).warning(f"leaves session state on its server: {kinds} (session_state = warn)", kinds=kinds)
 
     def server_opened(self, session: ServerSession, now: float) -> None:
+        if session.tls:
+            self._counters.handshake("server")
         if self._worker.config.settings.log_connections:
             local = f"{session.local_address}:{session.local_port}"
             self._server_logger(session).info(f"new connection to server (from {local})")
@@ -177,6 +185,7 @@ class WorkerHost:
     def server_closed(self, session: ServerSession, report: Report, now: float) -> None:
         worker = self._worker
         worker.connector.abandon(session)
+        self._counters.ended("server", report)
         detail = f": {report.detail}" if report.detail else ""
         if session.failed_login:
             self._server_logger(session).warning(f"server login failed: {report.severity} {report.message}{detail}")

@@ -6,7 +6,6 @@ import os
 import resource
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +13,7 @@ from pgpool_proxy.admin.control import ACTIVE, PAUSED, SUSPENDED
 from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
 from pgpool_proxy.pool.registry import Registry
+from pgpool_proxy.process.about import package_version
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.context import Context
 from pgpool_proxy.session.server_session import ServerSession
@@ -93,10 +93,7 @@ class WorkerSource:
 
     @property
     def version(self) -> str:
-        try:
-            return f"pgpool_proxy {version('pgpool-proxy')}"
-        except PackageNotFoundError:
-            return "pgpool_proxy unknown"
+        return f"pgpool_proxy {package_version()}"
 
     def now(self) -> float:
         return self._worker.clock()

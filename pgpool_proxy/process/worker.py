@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from time import monotonic, time
 from typing import Final
@@ -28,6 +29,7 @@ from pgpool_proxy.pool.registry import Database, Registry
 from pgpool_proxy.process.configurator import Configurator
 from pgpool_proxy.process.control import WorkerControl
 from pgpool_proxy.process.host import ADMIN_DATABASE, WorkerHost
+from pgpool_proxy.process.observation import Observation
 from pgpool_proxy.process.rules import read_rules
 from pgpool_proxy.process.statistics import Statistics
 from pgpool_proxy.session.client_session import ClientSession
@@ -60,6 +62,7 @@ class Worker:
         self.configurator = Configurator(self)
         self.registry = Registry(LocalLedger(), self.connector, self.configurator)
         self.keys = CancelKeys(os.urandom, config.settings.peer_id)
+        self.observation = Observation(self)
         self.host = WorkerHost(self)
         tracked = [name.strip().encode() for name in config.settings.track_extra_parameters.split(",")]
         self.context = Context(self.host, self.registry, self.keys, TrackedParameters(tracked))
@@ -132,6 +135,7 @@ class Worker:
         self.config = config
         self.host.logins.rules.use(rules)
         self.host.configure(config)
+        self.observation.configure()
         self.client_tls.use(client_tls)
         stale = self.server_tls.use(server_tls)
         settings = config.settings
@@ -200,6 +204,7 @@ class Worker:
             log.get_logger().warning(warning)
         self._stats_due = monotonic() + self.config.settings.stats_period
         ready()
+        self.tasks.start(self.observation.listen(), "metrics")
         ticking = self.tasks.start(self._tick_forever(), "janitor")
         try:
             await self._stopped.wait()
@@ -207,6 +212,7 @@ class Worker:
             ticking.cancel()
             self._close_everybody()
             self.listener.close()
+            self.observation.close()
             await self.tasks.stop()
             self.host.close()
             await asyncio.sleep(0)  # what was written last goes out
@@ -222,9 +228,12 @@ class Worker:
 
     async def _tick_forever(self) -> None:
         while True:
+            due = monotonic() + TICK_S
             await asyncio.sleep(TICK_S)
             try:
-                self.tick(monotonic())
+                now = monotonic()
+                self.tick(now)
+                self.observation.tick(now, now - due)
             except Exception as error:
                 log.get_logger().error(f"the janitor failed: {error}", error=error)
 
@@ -264,10 +273,22 @@ class Worker:
 
     # --- shutting down ------------------------------------------------------------------------------------------------
     def shutdown(self, mode: str) -> None:
-        """`now`, `wait_for_servers` (SIGINT) or `wait_for_clients` (SIGTERM). A second call ends at once."""
-        if mode == "now" or self.closing is not None:
+        """`now`, `wait_for_servers` (SIGINT) or `wait_for_clients` (SIGTERM). A second call ends at once.
+
+        With shutdown_ready_delay, /readyz says first that this process is going, and clients come in for that long.
+        """
+        if mode == "now" or self.closing is not None or self.observation.is_draining:
             self._stop()
             return
+        delay = self.config.settings.shutdown_ready_delay
+        if delay > 0:
+            self.observation.is_draining = True
+            log.get_logger().info(f"not ready any more, shutting down in {delay:g} s")
+            self.call_later(delay, partial(self._begin_shutdown, mode))
+        else:
+            self._begin_shutdown(mode)
+
+    def _begin_shutdown(self, mode: str) -> None:
         self.listener.close_tcp()
         self.closing = errors.SHUTTING_DOWN
         if mode == "wait_for_servers":

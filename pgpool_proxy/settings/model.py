@@ -124,6 +124,10 @@ class Settings(BaseSettings):
     max_prepared_statements: Annotated[int, Whole("prepared statements kept per server connection; 0 = do not track them")] = 200
     max_user_client_connections: Annotated[int, Whole("client connections per user, over all databases; 0 = unlimited")] = 0
     max_user_connections: Annotated[int, Whole("server connections per user, over all databases; 0 = unlimited")] = 0
+    metrics_auth_token: Annotated[str, Text("bearer token that /metrics and the status page ask for; empty = none", own=True, secret=True)] = ""
+    metrics_auth_token_file: Annotated[str, Text("file with that token", own=True)] = ""
+    metrics_listen_addr: Annotated[str, Text("addresses for /metrics, /healthz, /readyz and the status page, a comma list; empty = off", own=True, changeable=False)] = "127.0.0.1"
+    metrics_port: Annotated[int, Whole("port for them; 0 = off", high=PORT, own=True, changeable=False)] = 9127
     min_pool_size: Annotated[int, Whole("server connections kept in a pool that has a client or a forced user")] = 0
     peer_id: Annotated[int, Whole("own id among the [peers]; 0 = no peering", high=PEER_ID)] = 0
     pidfile: Annotated[str, Text("file with the process id; needed by -d", changeable=False)] = ""
@@ -133,6 +137,7 @@ class Settings(BaseSettings):
     query_timeout: Annotated[float, Seconds("close client and server when a query runs longer; 0 = never")] = 0.0
     query_wait_notify: Annotated[int, Whole("seconds in the queue after which a client is told so; 0 = never")] = 5
     query_wait_timeout: Annotated[float, Seconds("disconnect a client that waited that long for a server; 0 = never")] = 120.0
+    readiness_databases: Annotated[str, Text("databases that must have a server, or one that answers, for /readyz to say yes; a comma list", own=True)] = ""
     reserve_pool_size: Annotated[int, Whole("further server connections for a pool whose clients wait too long")] = 0
     reserve_pool_timeout: Annotated[float, Seconds("how long a client waits before the reserve is used; 0 = reserve off")] = 5.0
     resolv_conf: Annotated[str, Text("own resolv.conf (c-ares and evdns only)", changeable=False, effect=False)] = ""
@@ -158,6 +163,7 @@ class Settings(BaseSettings):
     server_tls_protocols: Annotated[str, Text("TLS versions for servers: a list of tlsv1.0 to tlsv1.3, all, secure")] = "secure"
     server_tls_sslmode: Annotated[SslMode, Word("TLS with servers", words=SSL_MODES)] = "prefer"
     session_state: Annotated[SessionState, Word("what to do about SET, LISTEN, temporary tables and the like that a client leaves on a shared server", words=SESSION_STATES, own=True)] = "ignore"
+    shutdown_ready_delay: Annotated[float, Seconds("after SIGTERM, /readyz says no for that long before the shutdown begins", own=True)] = 0.0
     so_reuseport: Annotated[bool, Flag("let several processes listen on the same port", changeable=False)] = False
     stats_period: Annotated[int, Whole("seconds that averages and the log line of the statistics span", low=1)] = 60
     stats_users: Annotated[str, Text("users that may run SHOW in the console, a comma list")] = ""

@@ -1,0 +1,201 @@
+"""A snapshot as Prometheus' text. Runs in a thread: it knows nothing that lives on the loop.
+
+Names, units and types follow Prometheus' conventions: seconds and bytes, `_total` for counters. Cardinality is bounded: beyond
+`MAX_POOLS` pools (those with the most queries are kept) and `MAX_HISTOGRAMS` histograms of each kind, the rest is added up
+under database and user `OTHERS`. No label comes from what strangers send: databases and users exist here only after a login.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import reduce
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from pgpool_proxy.metrics.snapshot import CLIENT_STATES, SERVER_STATES, Counts, PoolSnapshot, Snapshot
+from pgpool_proxy.pool.stats import BOUNDS, FIELDS
+
+PREFIX: Final = "pgpool_proxy_"
+MAX_POOLS: Final = 1000
+MAX_HISTOGRAMS: Final = 100
+OTHERS: Final = "(others)"
+POOL: Final = ("database", "user")
+
+COUNTERS: Final = {  # of pool.stats.FIELDS: name, help
+    "server_assignment_count": ("server_assignments", "Times a server was given to a client"),
+    "xact_count": ("transactions", "Transactions"),
+    "query_count": ("queries", "Queries: what a client sends until it is answered"),
+    "bytes_received": ("received_bytes", "Bytes that came from clients"),
+    "bytes_sent": ("sent_bytes", "Bytes that went to clients"),
+    "client_parse_count": ("client_parses", "Parse messages with a name that came from clients"),
+    "server_parse_count": ("server_parses", "Parse messages with a name that went to servers, which had not got them"),
+    "bind_count": ("binds", "Bind messages"),
+    "client_login_count": ("client_logins", "Logins of clients"),
+}
+HISTOGRAMS: Final[tuple[tuple[str, str, Callable[[PoolSnapshot], Counts]], ...]] = (
+    ("wait_seconds", "How long clients waited for a server, of those that had to", lambda pool: pool.waits),
+    ("query_seconds", "How long queries took, from a client's first byte to the last of the answer", lambda pool: pool.queries),
+    ("transaction_seconds", "How long transactions took", lambda pool: pool.transactions),
+    ("login_seconds", "How long clients took to log in, from the accepted connection to the welcome", lambda pool: pool.logins),
+    ("server_connect_seconds", "How long servers took to be connected and logged in to", lambda pool: pool.connects),
+)
+LE: Final = (*(f"{bound / 1e6:g}" for bound in BOUNDS), "+Inf")
+
+
+def render(snapshot: Snapshot) -> bytes:
+    """The body of /metrics."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Families(snapshot))
+    ProcessCollector(registry=registry)
+    return generate_latest(registry)
+
+
+class _Families(Collector):
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        return families(self._snapshot)
+
+
+def families(snapshot: Snapshot) -> Iterator[Metric]:
+    """Every family that /metrics has, besides process_*."""
+    pools = capped(snapshot.pools, MAX_POOLS)
+    yield from _of_pools(pools)
+    yield from _histograms(capped(snapshot.pools, MAX_HISTOGRAMS))
+    yield from _of_databases(snapshot)
+    yield from _of_process(snapshot)
+
+
+def capped(pools: Sequence[PoolSnapshot], most: int) -> list[PoolSnapshot]:
+    """At most so many: those with the most queries, and the rest as one."""
+    if len(pools) <= most:
+        return list(pools)
+    queries = FIELDS.index("query_count")
+    ranked = sorted(pools, key=lambda pool: (-pool.totals[queries], pool.database, pool.user))
+    kept, rest = ranked[: most - 1], ranked[most - 1 :]
+    return [*kept, reduce(added, rest[1:], replace(rest[0], database=OTHERS, user=OTHERS, mode="", size=0))]
+
+
+def added(left: PoolSnapshot, right: PoolSnapshot) -> PoolSnapshot:
+    """Two pools as one: counts added, the longer wait."""
+
+    def several(one: Iterable[int], other: Iterable[int]) -> tuple[int, ...]:
+        return tuple(a + b for a, b in zip(one, other, strict=True))
+
+    def counts(one: Counts, other: Counts) -> Counts:
+        return several(one[0], other[0]), one[1] + other[1]
+
+    return replace(
+        left,
+        clients=several(left.clients, right.clients),
+        servers=several(left.servers, right.servers),
+        longest_wait=max(left.longest_wait, right.longest_wait),
+        totals=several(left.totals, right.totals),
+        reserve_uses=left.reserve_uses + right.reserve_uses,
+        waits=counts(left.waits, right.waits),
+        queries=counts(left.queries, right.queries),
+        transactions=counts(left.transactions, right.transactions),
+        logins=counts(left.logins, right.logins),
+        connects=counts(left.connects, right.connects),
+    )
+
+
+# --- pools ----------------------------------------------------------------------------------------------------------------
+def _of_pools(pools: list[PoolSnapshot]) -> Iterator[Metric]:
+    clients = GaugeMetricFamily(f"{PREFIX}clients", "Clients of a pool by state, as in SHOW POOLS", labels=(*POOL, "state"))
+    servers = GaugeMetricFamily(f"{PREFIX}servers", "Servers of a pool by state, as in SHOW POOLS", labels=(*POOL, "state"))
+    waits = GaugeMetricFamily(f"{PREFIX}longest_wait_seconds", "How long the first client of the queue has waited", labels=POOL)
+    sizes = GaugeMetricFamily(f"{PREFIX}pool_size", "Servers that the pool may have, the reserve aside", labels=(*POOL, "mode"))
+    reserve = CounterMetricFamily(f"{PREFIX}reserve_uses", "Servers opened from the reserve", labels=POOL)
+    for pool in pools:
+        labels = (pool.database, pool.user)
+        for state, count in zip(CLIENT_STATES, pool.clients, strict=True):
+            clients.add_metric((*labels, state), count)
+        for state, count in zip(SERVER_STATES, pool.servers, strict=True):
+            servers.add_metric((*labels, state), count)
+        waits.add_metric(labels, pool.longest_wait)
+        if pool.database != OTHERS:
+            sizes.add_metric((*labels, pool.mode), pool.size)
+        reserve.add_metric(labels, pool.reserve_uses)
+    yield from (clients, servers, waits, sizes, reserve)
+    for at, field in enumerate(FIELDS):
+        if field in COUNTERS:
+            name, text = COUNTERS[field]
+            family = CounterMetricFamily(PREFIX + name, text, labels=POOL)
+            for pool in pools:
+                family.add_metric((pool.database, pool.user), pool.totals[at])
+            yield family
+
+
+def _histograms(pools: list[PoolSnapshot]) -> Iterator[Metric]:
+    for name, text, of in HISTOGRAMS:
+        family = HistogramMetricFamily(PREFIX + name, text, labels=POOL)
+        for pool in pools:
+            counts, total = of(pool)
+            family.add_metric((pool.database, pool.user), _buckets(counts), total / 1e6)
+        yield family
+
+
+def _buckets(counts: Iterable[int]) -> list[tuple[str, float]]:
+    """Prometheus' buckets: each counts what the smaller ones do, too."""
+    below = 0
+    buckets: list[tuple[str, float]] = []
+    for le, count in zip(LE, counts, strict=True):
+        below += count
+        buckets.append((le, below))
+    return buckets
+
+
+# --- databases, and the process as a whole --------------------------------------------------------------------------------
+def _of_databases(snapshot: Snapshot) -> Iterator[Metric]:
+    label = ("database",)
+    servers = GaugeMetricFamily(f"{PREFIX}database_servers", "Servers of a database", labels=label)
+    limits = GaugeMetricFamily(f"{PREFIX}database_servers_max", "max_db_connections; 0: no limit", labels=label)
+    clients = GaugeMetricFamily(f"{PREFIX}database_clients", "Clients of a database", labels=label)
+    paused = GaugeMetricFamily(f"{PREFIX}database_paused", "1 while PAUSE holds the database", labels=label)
+    disabled = GaugeMetricFamily(f"{PREFIX}database_disabled", "1 while DISABLE refuses its clients", labels=label)
+    for database in snapshot.databases[:MAX_POOLS]:
+        name = (database.name,)
+        servers.add_metric(name, database.servers)
+        limits.add_metric(name, database.max_servers)
+        clients.add_metric(name, database.clients)
+        paused.add_metric(name, database.paused)
+        disabled.add_metric(name, database.disabled)
+    return iter((servers, limits, clients, paused, disabled))
+
+
+def _of_process(snapshot: Snapshot) -> Iterator[Metric]:
+    info = GaugeMetricFamily(f"{PREFIX}build_info", "What runs", labels=("version", "build", "python"))
+    info.add_metric((snapshot.version, snapshot.build, platform.python_version()), 1)
+    yield info
+    yield GaugeMetricFamily(f"{PREFIX}start_time_seconds", "When the process began, since 1970", value=snapshot.started_at)
+    yield GaugeMetricFamily(f"{PREFIX}used_clients", "All clients, logged in or not", value=snapshot.clients)
+    yield GaugeMetricFamily(f"{PREFIX}max_clients", "max_client_conn", value=snapshot.max_clients)
+    yield GaugeMetricFamily(f"{PREFIX}login_clients", "Clients that are logging in", value=snapshot.login_clients)
+    yield GaugeMetricFamily(f"{PREFIX}users", "Users that have logged in", value=snapshot.users)
+    yield GaugeMetricFamily(f"{PREFIX}pools", "Pools", value=len(snapshot.pools))
+    yield GaugeMetricFamily(f"{PREFIX}databases", "Databases", value=len(snapshot.databases))
+    yield CounterMetricFamily(f"{PREFIX}cancel_requests", "Cancel requests that clients sent", value=snapshot.cancels)
+    yield CounterMetricFamily(f"{PREFIX}lost_log_lines", "Log lines that were not written", value=snapshot.lost_log_lines)
+    errors = CounterMetricFamily(f"{PREFIX}errors", "Errors that clients were told, by class of SQLSTATE", labels=("class",))
+    for name, count in sorted(snapshot.errors.items()):
+        errors.add_metric((name,), count)
+    yield errors
+    ends = CounterMetricFamily(f"{PREFIX}disconnects", "Connections that ended, by side and reason", labels=("side", "reason"))
+    for labels, count in sorted(snapshot.disconnects.items()):
+        ends.add_metric(labels, count)
+    yield ends
+    handshakes = CounterMetricFamily(f"{PREFIX}tls_handshakes", "TLS handshakes that were finished", labels=("side",))
+    for side, count in sorted(snapshot.tls_handshakes.items()):
+        handshakes.add_metric((side,), count)
+    yield handshakes
+    lag = HistogramMetricFamily(f"{PREFIX}loop_lag_seconds", "How much later than due the janitor ran, ten times a second")
+    lag.add_metric((), _buckets(snapshot.loop_lag[0]), snapshot.loop_lag[1] / 1e6)
+    yield lag
