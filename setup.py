@@ -32,6 +32,7 @@ COMPILED = (
     f"{PACKAGE}/auth/*.py",
 )
 MUST_COMPILE = os.environ.get("PGPOOL_PROXY_PURE") == "0"
+ONLY_TELLS = ("dist_info", "egg_info", "sdist")  # commands that build nothing: mypyc's minute is not theirs
 
 
 def compiled_modules() -> list[str]:
@@ -81,6 +82,8 @@ class BuildAllOrNothing(build_ext):
 
 
 def extensions() -> list[Extension]:
+    if sys.argv[1:2] and sys.argv[1] in ONLY_TELLS:
+        return []
     modules = compiled_modules()
     reason = why_not() or ("" if modules else "no module to compile is written yet")
     if reason:

@@ -79,7 +79,7 @@ def load(path: str | None, overrides: Mapping[str, str], environ: Mapping[str, s
         found.settings.setdefault("conffile", path)
     databases = dict(found.databases)
     autodb = databases.pop(AUTODB, None)
-    sources = [] if found.databases else [read_url(name, url) for name, url in urls(environ).items()]
+    sources = [] if found.databases else [read_url(name, url, environ) for name, url in urls(environ).items()]
     said, implied_users = _from_urls(sources)
     settings = read_settings(overrides, environ, said, found.settings, FOR_URL if sources else {})
     for source in sources:

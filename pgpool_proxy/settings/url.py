@@ -32,6 +32,7 @@ SETTINGS: Final = {
 """Parameters of the URL that are settings here."""
 PARTS: Final = frozenset({"host", "port", "user", "password", "dbname", "application_name", "client_encoding"})
 """Parameters that belong to the database entry, as libpq allows them in the query part too."""
+FALLBACKS: Final = {"user": "PGUSER", "password": "PGPASSWORD"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,9 @@ def urls(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: environ[name] for name in (VARIABLE, *named) if environ.get(name)}
 
 
-def read_url(variable: str, url: str) -> DatabaseUrl:
-    """Raises ConfigError. The entry's name is the database's, or the end of DATABASE_URL_<NAME> in small letters."""
+def read_url(variable: str, url: str, environ: Mapping[str, str]) -> DatabaseUrl:
+    """Raises ConfigError. The entry's name is the database's, or the end of DATABASE_URL_<NAME> in small letters. A user and a
+    password that the URL does not have are PGUSER and PGPASSWORD, as for libpq."""
 
     def wrong(problem: str) -> ConfigError:
         return ConfigError(problem, file="environment", key=variable)
@@ -72,11 +74,14 @@ def read_url(variable: str, url: str) -> DatabaseUrl:
         parts = {key: _decoded(value) for key, value in parts.items()}
         given, settings = _query(query)
         parts |= given
+        for key, fallback in FALLBACKS.items():
+            if not parts.get(key) and environ.get(fallback):
+                parts[key] = _storable(environ[fallback])
     except ValueError as exc:
         raise wrong(str(exc)) from None
     for key in ("user", "dbname", "host"):
         if not parts[key]:
-            raise wrong(f"no {key}: {SHAPE}")
+            raise wrong(f"no {key}: {SHAPE}" + (" (or PGUSER and PGPASSWORD beside it)" if key == "user" else ""))
     entry_name = variable[len(VARIABLE) + 1 :].lower() or parts["dbname"]
     if entry_name == RESERVED or len(entry_name.encode("utf-8", "surrogateescape")) > NAME_MAX:
         raise wrong(f"the database's name is reserved or longer than {NAME_MAX} bytes")
@@ -154,7 +159,10 @@ def _query(query: str) -> tuple[dict[str, str], dict[str, str]]:
 def _decoded(text: str) -> str:
     if _BROKEN_ESCAPE.search(text):
         raise ValueError("a % that does not start a %XX escape; write % in a password as %25")
-    value = unquote_to_bytes(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
+    return _storable(unquote_to_bytes(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape"))
+
+
+def _storable(value: str) -> str:
     if "\0" in value or "\n" in value:
         raise ValueError("a zero byte or a line break")
     return value

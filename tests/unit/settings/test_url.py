@@ -23,6 +23,20 @@ def test_a_url_alone_makes_one_database_one_user_and_a_listener() -> None:
     assert "p@ss" not in repr(config) + repr(entry)
 
 
+def test_a_user_and_a_password_that_the_url_does_not_have_come_from_libpqs_variables() -> None:
+    environ = {"DATABASE_URL": "postgresql://db:5432/mydb", "PGUSER": "u", "PGPASSWORD": "p%40@/"}
+    config = load(None, {}, environ)
+    assert (config.databases["mydb"].user, config.databases["mydb"].password) == ("u", "p%40@/")
+    assert config.implied_users == {"u": "p%40@/"}
+    config = load(None, {}, {**environ, "DATABASE_URL": "postgresql://own:secret@db:5432/mydb"})
+    assert config.implied_users == {"own": "secret"}
+    config = load(None, {}, {**environ, "DATABASE_URL": "postgresql://own@db:5432/mydb"})
+    assert config.implied_users == {"own": "p%40@/"}
+    with pytest.raises(ConfigError, match="zero byte or a line break") as caught:
+        load(None, {}, {**environ, "PGPASSWORD": "hunter2\n"})
+    assert "hunter2" not in str(caught.value)
+
+
 def test_what_is_given_beats_what_the_url_implies() -> None:
     environ = {
         "DATABASE_URL": "postgres://u:p@db/mydb?sslmode=require",

@@ -1,0 +1,91 @@
+"""The sdist has what a build needs, the wheel has the whole package, and both say what pyproject.toml says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SOURCES = {
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "pgpool_proxy").rglob("*")
+    if path.is_file() and path.suffix not in (".pyc", ".so")
+}
+
+
+def build(kind: str, source: Path, out: Path) -> Path:
+    """Build `source` with the tools that are installed here, as plain Python: the file that was made."""
+    script = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(out)!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=source, timeout=100,
+        env={**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, "PGPOOL_PROXY_PURE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out / done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The sdist, and the wheel that was built of it and of nothing else."""
+    work = tmp_path_factory.mktemp("packaging")
+    clean = work / "clean"  # as a checkout has it: a build writes into its source
+    for path in ROOT.iterdir():
+        if path.name not in ("build", "dist", ".git") and not path.name.startswith((".m", ".r", ".p", ".h")):
+            to = clean / path.name
+            to.parent.mkdir(exist_ok=True)
+            subprocess.run(["cp", "-R", path, to], check=True)
+    sdist = build("sdist", clean, work)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(work / "unpacked", filter="data")
+    (unpacked,) = (work / "unpacked").iterdir()
+    return sdist, build("wheel", unpacked, work)
+
+
+def test_the_sdist_has_the_package_its_tests_and_its_documentation(made: tuple[Path, Path]) -> None:
+    with tarfile.open(made[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert names >= SOURCES
+    assert names >= {"pyproject.toml", "setup.py", "README.md", "CHANGELOG.md", "Makefile", "Dockerfile", "docker-compose.yml"}
+    for folder in ("tests", "docs", "config", "deploy"):
+        files = (path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc")
+        assert names >= {str(path.relative_to(ROOT)) for path in files}
+    assert not [name for name in names if name.endswith((".so", ".pyc", ".c"))]
+
+
+def test_the_wheel_of_the_sdist_has_the_package_and_no_more(made: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(made[1]) as wheel:
+        names = set(wheel.namelist())
+    assert {name for name in names if ".dist-info/" not in name} == SOURCES
+
+
+def test_the_wheel_says_what_it_is_and_what_it_needs(made: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(made[1]) as wheel:
+        (info,) = {name.partition("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
+        metadata = Parser().parsestr(wheel.read(f"{info}/METADATA").decode())
+        scripts = wheel.read(f"{info}/entry_points.txt").decode()
+    assert (metadata["Name"], metadata["Version"]) == (PROJECT["name"], PROJECT["version"])
+    assert metadata["Requires-Python"] == PROJECT["requires-python"]
+    assert metadata.get_payload().lstrip().startswith("# pgpool_proxy")
+    needs = [need for need in metadata.get_all("Requires-Dist", []) if "extra ==" not in need]
+    assert len(needs) == len(PROJECT["dependencies"])
+    assert set(metadata.get_all("Provides-Extra", [])) == set(PROJECT["optional-dependencies"])
+    assert f"pgpool-proxy = {PROJECT['scripts']['pgpool-proxy']}" in scripts
+
+
+def test_what_the_wheel_has_runs_by_itself(made: tuple[Path, Path], tmp_path: Path) -> None:
+    with zipfile.ZipFile(made[1]) as wheel:
+        wheel.extractall(tmp_path)
+    command = [sys.executable, "-P", "-m", "pgpool_proxy", "--version"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd="/", env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
+    assert done.stdout.startswith(f"pgpool_proxy {PROJECT['version']}\nbuild: plain Python\n")
