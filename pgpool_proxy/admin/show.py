@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from pgpool_proxy.admin import connections, rows
+from pgpool_proxy.admin import connections, rows, waits
 from pgpool_proxy.admin.control import Row, Source, error
 from pgpool_proxy.admin.grammar import invalid
 from pgpool_proxy.admin.results import INT4, INT8, NUMERIC, TEXT, Column, Type
@@ -115,6 +115,18 @@ _ALL: Final = (
         "what clients have left behind on servers (session_state)",
         _columns("database:text user:text session_state:text pinned " + _numerics(STATE_KINDS)),
         rows.session_state,
+    ),
+    Table(
+        "STATS_HISTOGRAMS",
+        "percentiles of each pool's waits, queries, transactions, logins and server connects",
+        _columns("database:text user:text what:text " + _numerics(["count", "mean_us", "p50_us", "p95_us", "p99_us"])),
+        waits.stats_histograms,
+    ),
+    Table(
+        "WAITS",
+        "clients that wait for a server, and what for",
+        _columns("id database:text user:text addr:text port since:text wait wait_us queue reason:text"),
+        waits.waits,
     ),
     Table("LISTS", "how many there are of everything", _columns("list:text items"), rows.lists),
     Table("CONFIG", "the settings in force", _columns("key:text value:text default:text changeable:text"), rows.config),

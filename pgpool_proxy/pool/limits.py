@@ -16,7 +16,7 @@ from mypy_extensions import i64
 
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
 from pgpool_proxy.pool.pool import Pool
-from pgpool_proxy.pool.states import SV_USED
+from pgpool_proxy.pool.states import SV_TESTED, SV_USED
 
 FULL: Final = 0
 OPEN: Final = 1
@@ -109,3 +109,24 @@ def _longest_idle(pools: list[Pool]) -> PoolServer | None:
             if found is None or server.request_time < found.request_time:
                 found = server
     return found
+
+
+def reason_to_wait(pool: Pool, now: float) -> str:
+    """Why the clients that wait in `pool` wait, in words for people."""
+    limits = pool.limits
+    failure = pool.last_failure
+    if pool.is_paused:
+        return "paused"
+    if failure is not None and pool.usable_servers == 0 and now < pool.retry_at:
+        return f"no server can be had: {failure.message}"
+    if pool.opening.count:
+        return "a server is being opened"
+    if pool.servers[SV_TESTED].count:
+        return "a server is being checked or reset"
+    if limits.pool_size > 0 and pool.server_count >= limits.pool_size:
+        return f"all {int(pool.server_count)} servers of the pool are busy"
+    if database_is_full(pool):
+        return f"max_db_connections: all {int(pool.database.server_count)} servers of the database are taken"
+    if user_is_full(pool):
+        return f"max_user_connections: all {int(pool.user.server_count)} servers of the user are taken"
+    return "a server is about to be opened"

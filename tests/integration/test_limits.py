@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -226,3 +227,20 @@ def test_limits_on_clients_of_a_database_and_of_a_user_are_kept(
     clients[0].close()
     settle(proxy)
     login(proxy)
+
+
+def test_show_waits_says_what_a_client_waits_for(make_proxy: MakeProxy) -> None:
+    proxy = make_proxy(pool_mode="transaction", default_pool_size=1)
+    with proxy.connect() as holder:
+        holder.execute("begin")
+        holder.execute("select 1")
+        asking = threading.Thread(target=lambda: proxy.sql("select 1"))
+        asking.start()
+        try:
+            row = wait_until(lambda: next(iter(proxy.admin("SHOW WAITS")), None), 10, "somebody waits")
+            assert row["reason"] == "all 1 servers of the pool are busy"
+            assert row["queue"] == 1
+        finally:
+            holder.rollback()
+            asking.join(10)
+    assert proxy.admin("SHOW WAITS") == []

@@ -52,7 +52,7 @@ PGBOUNCER = {
     "VERSION": "version:t",
 }
 TYPES = {"": INT4, "t": TEXT, "q": INT8, "N": NUMERIC}
-OWN = {"SESSION_STATE"}
+OWN = {"SESSION_STATE", "STATS_HISTOGRAMS", "WAITS"}
 
 
 @pytest.fixture
@@ -280,3 +280,24 @@ def test_a_client_that_leaves_while_rows_are_made_does_no_harm(house: Any) -> No
     for client in clients:
         client.fail(errors.ADMIN_DISCONNECT, house.clock_now)
     assert [row[1] for row in walk] == ["u1", "u2"]
+
+
+# --- our own -----------------------------------------------------------------------------------------------------------------
+def test_waits_say_since_when_and_why(house: Any) -> None:
+    house.registry.paused = True
+    house.asks(house.client())
+    house.asks(house.client())
+    rows = house.console().rows("SHOW WAITS")
+    assert [row["queue"] for row in rows] == ["2", "2"]
+    assert int(rows[0]["id"]) < int(rows[1]["id"])
+    assert {row["reason"] for row in rows} == {"paused"}
+
+
+def test_histograms_of_a_pool_in_microseconds(house: Any) -> None:
+    client = house.busy()
+    client.pool.stats.queries.add(150)
+    client.pool.stats.queries.add(150)
+    rows = {row["what"]: row for row in house.console().rows("SHOW STATS_HISTOGRAMS") if row["user"] == "alice"}
+    names = ("count", "mean_us", "p50_us", "p95_us", "p99_us")
+    assert [rows["query"][name] for name in names] == ["2", "150", "150", "195", "199"]
+    assert [rows["transaction"][name] for name in names] == ["0"] * 5
