@@ -412,7 +412,7 @@ class Client:
             try:
                 self.session.received(data[at : at + size] if size else data, self.world.now)
             except ProtocolViolation as violation:
-                self.session.fail(violation.report, self.world.now)
+                self.session.violated(violation.report, self.world.now)
 
     def take(self) -> bytes:
         """What the client has got since it was asked last."""
@@ -474,7 +474,7 @@ class Server:
             try:
                 self.session.received(data[at : at + size] if size else data, self.world.now)
             except ProtocolViolation as violation:
-                self.session.disconnect(violation.report, self.world.now)
+                self.session.violated(violation.report, self.world.now)
 
     def take(self) -> bytes:
         """What the server has been sent since it was asked last; nobody answers it."""

@@ -47,7 +47,7 @@ class ClientConnection:
         try:
             session.received(data, now)
         except ProtocolViolation as violation:
-            session.fail(violation.report, now)
+            session.violated(violation.report, now)
         except Exception as error:
             self.gate.crashed(session, error, now)
 

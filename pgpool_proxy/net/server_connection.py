@@ -39,7 +39,7 @@ class ServerConnection:
         try:
             session.received(data, now)
         except ProtocolViolation as violation:
-            session.disconnect(violation.report, now)
+            session.violated(violation.report, now)
         except Exception as error:
             self.dock.crashed(session, error, now)
 

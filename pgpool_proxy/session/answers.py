@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from mypy_extensions import i64
 
 from pgpool_proxy import errors
-from pgpool_proxy.session import session_state
+from pgpool_proxy.session import recovery, session_state
 from pgpool_proxy.session.outstanding import (
     ACTION_MASK,
     CLOSE_FAKED,
@@ -93,7 +93,7 @@ def in_query(link: Link, kind: i64) -> bool:
         _look_at_error(link, 0)
         return True
     if kind == COPY_IN_RESPONSE or kind == COPY_BOTH_RESPONSE:
-        link.copy_in = not link.outstanding.copy_in_begins()
+        _copy_in_begins(link)
         return True
     if kind == COPY_OUT_RESPONSE or kind == EMPTY_QUERY_RESPONSE or kind == DATA_ROW or kind == COPY_DONE:
         return True
@@ -148,13 +148,19 @@ def in_pipeline(link: Link, kind: i64, head: i64, now: float) -> bool:
         if kind == EMPTY_QUERY_RESPONSE or kind == PORTAL_SUSPENDED:
             return _answered(link)
         if kind == COPY_IN_RESPONSE or kind == COPY_BOTH_RESPONSE:
-            link.copy_in = not outstanding.copy_in_begins()
+            _copy_in_begins(link)
             return True
         if kind == COPY_OUT_RESPONSE or kind == DATA_ROW or kind == COPY_DONE or kind == COPY_DATA:
             return True
     elif request == FUNCTION_CALL and kind == FUNCTION_CALL_RESPONSE:
         return True
     raise errors.ProtocolViolation(_unexpected(kind))
+
+
+def _copy_in_begins(link: Link) -> None:
+    link.copy_in = not link.outstanding.copy_in_begins()
+    if link.copy_in and link.phase == recovery.RECOVERING:
+        recovery.fail_copy(link)
 
 
 def parameter_status(link: Link, head: i64) -> None:

@@ -239,10 +239,10 @@ class ClientLogin:
         if reader is None or exchange is None:
             raise errors.ProtocolViolation(errors.UNEXPECTED_PACKET)
         reader.feed(data)
+        if reader.coming >= 0 and reader.coming != PASSWORD:  # whatever length it claims
+            raise errors.ProtocolViolation(errors.UNEXPECTED_PACKET)
         if not reader.next():
             return
-        if reader.kind != PASSWORD:
-            raise errors.ProtocolViolation(errors.UNEXPECTED_PACKET)
         self.stage = HOST
         proof = partial(exchange.receive, reader.body)
         self.early = reader.rest()
@@ -307,7 +307,10 @@ class ClientLogin:
             pool.stats.logins.add(i64((now - session.connect_time) * 1_000_000))
         context.host.client_logged_in(session, now)
         if early:
-            session.received(early, now)
+            try:
+                session.received(early, now)
+            except errors.ProtocolViolation as violation:  # its own affair: a server may have made the call
+                session.violated(violation.report, now)
 
     def spelled(self, answered: Parameters, now: float) -> None:
         """A server has taken the client's parameters, and reports them in its own spelling."""

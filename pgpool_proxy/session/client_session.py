@@ -159,7 +159,7 @@ class ClientSession(PoolClient):
             try:
                 link.from_client(pending, now)
             except errors.ProtocolViolation as violation:
-                self.fail(violation.report, now)
+                self.violated(violation.report, now)
 
     def welcome(self, now: float) -> None:
         """Told by the pool: the login can be finished."""
@@ -259,6 +259,12 @@ class ClientSession(PoolClient):
             self.write(backend.error_response(report))
         self.context.host.notify(self, report)
         self.leave(report, now)
+
+    def violated(self, report: Report, now: float) -> None:
+        """`received` has raised: what stood before the broken message counts, then as `fail`."""
+        if self.link is not None:
+            self.link.spare_from_client()
+        self.fail(report, now)
 
     def disconnect(self, report: Report, now: float) -> None:
         """Told by the pool or the janitor."""

@@ -182,7 +182,9 @@ class Link:
             raise errors.ProtocolViolation(errors.CLIENT_LEFT_EARLY.with_detail(report.message))
         if report.severity == "ERROR":
             report = replace(report, severity="FATAL")
+        unchanged = self.server.parameters
         client.fail(report, now)
+        self.server.parameters = unchanged
 
     def part(self) -> None:
         """End the link; the server's state is the caller's affair."""
@@ -224,7 +226,7 @@ class Link:
 
     # --- client to server -----------------------------------------------------------------------------------------------
     def from_client(self, data: bytes, now: float) -> None:
-        """A chunk of the linked client."""
+        """A chunk of the linked client. Raises `ProtocolViolation`; `spare_from_client` is for what stood before it."""
         client = self.client
         if client is None:
             return
@@ -247,9 +249,8 @@ class Link:
             kind = framer.kind
             if kind == QUERY:
                 if client.context.disable_pqexec:
-                    client.fail(errors.PQEXEC_DISALLOWED, now)
-                    return
-                if framer.data_at(HEADER_SIZE) == requests.LETTER_D and not requests.query(self, client):
+                    raise errors.ProtocolViolation(errors.PQEXEC_DISALLOWED)
+                if framer.may_be(HEADER_SIZE, requests.LETTER_D) and not requests.query(self, client):
                     break
                 if self.watch and not session_state.query(self, client):
                     break
@@ -280,14 +281,10 @@ class Link:
                 if not outstanding.skipping:
                     outstanding.push(FUNCTION_CALL)
             elif kind == TERMINATE:
-                framer.end = framer.start
-                leaving = True
+                leaving = not self._stays_for_answers(client)
                 break
             elif kind != FLUSH:
-                framer.end = framer.start
-                self._pass_on_to_server(framer)  # what stands before it is in the queue already
-                client.fail(errors.UNKNOWN_PACKET.saying(f"unknown pkt: {_shown(kind)}"), now)
-                return
+                raise errors.ProtocolViolation(errors.UNKNOWN_PACKET.saying(f"unknown pkt: {_shown(kind)}"))
         self._pass_on_to_server(framer)
         if leaving:
             client.leave(errors.CLIENT_CLOSE_REQUEST, now)
@@ -301,6 +298,27 @@ class Link:
                 stats.xact_count += 1
         elif outstanding.is_empty and self.ready and not self.keeps and not framer.is_holding and self.phase == LINKED:
             self.end(now)  # everything in the chunk was answered without the server
+
+    def _stays_for_answers(self, client: ClientSession) -> bool:
+        """The client says Terminate. As PostgreSQL, which is done with what stands before it when it reads that; what has no
+        Sync is another matter."""
+        outstanding = self.outstanding
+        last = outstanding.last_kind()
+        if self.copy_in or not (outstanding.status_is_open or last == FUNCTION_CALL):
+            self.from_client_framer.put_back()
+            return False
+        self.stall(client)
+        if not outstanding.ends_with_ready:
+            framer = self.from_client_framer
+            requests.leave_out(self, framer.start, framer.start)
+            self.parts.append(frontend.FLUSH_MESSAGE)  # else there would be no end of its answers
+        return True
+
+    def spare_from_client(self) -> None:
+        """`from_client` has raised: what stands before the message that is not to be is in the queue already, and goes out."""
+        if self.phase == LINKED:
+            self.from_client_framer.put_back()
+            self._pass_on_to_server(self.from_client_framer)
 
     def _finish_message(self, client: ClientSession, data: bytes, now: float) -> None:
         """The rest of a message that the server has a part of; with its end the link ends, too."""
@@ -380,14 +398,28 @@ class Link:
         self._pass_on_to_client(framer)
         if ran:
             self.done(now)
-        elif self.phase == STALLED and (outstanding.is_empty or self.copy_in) and self.client is not None:
-            self.phase = LINKED
-            self.client.go_on(self, now)
+        elif self.phase != LINKED and (outstanding.is_empty or self.copy_in):
+            self._answered(now)
         if self.ready and framer.at_boundary and ((self.phase == LINKED and not self.keeps) or self.phase == RECOVERING):
             if self.from_client_framer.remaining:
                 self.phase = ENDING
             else:
                 self.end(now)
+
+    def _answered(self, now: float) -> None:
+        """Everything that was sent is answered, or the server waits for copy data: who has waited for that goes on."""
+        if self.phase == STALLED:
+            if self.client is not None:
+                self.phase = LINKED
+                self.client.go_on(self, now)
+        elif self.phase == RECOVERING and not self.ready and self.outstanding.is_empty:
+            recovery.pipeline_answered(self)
+
+    def spare_from_server(self) -> None:
+        """`from_server` has raised: the client gets what stands before the message that is not to be."""
+        if self.phase != FREE:
+            self.from_server_framer.put_back()
+            self._pass_on_to_client(self.from_server_framer)
 
     def _ready_for_query(self, head: i64, now: float) -> bool:
         """Settle a ReadyForQuery. True: it ended the setting of parameters."""

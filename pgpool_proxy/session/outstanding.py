@@ -17,7 +17,7 @@ from typing import Final
 from mypy_extensions import i64
 
 from pgpool_proxy.session.prepared_statements import Prepared, Statement
-from pgpool_proxy.wire.codes import COPY_DONE, QUERY, SYNC
+from pgpool_proxy.wire.codes import COPY_DONE, FUNCTION_CALL, QUERY, SYNC
 
 KIND_MASK: Final = 0xFF
 FORWARD: Final = 0
@@ -155,6 +155,12 @@ class Outstanding:
         if self._head == len(self._entries):
             return NOTHING
         return self._entries[-1] & KIND_MASK
+
+    @property
+    def ends_with_ready(self) -> bool:
+        """True when the newest entry is answered with ReadyForQuery, unless an error before it lets it be skipped."""
+        kind = self.last_kind()
+        return kind == QUERY or kind == SYNC or kind == FUNCTION_CALL
 
     def first_note(self) -> Pending:
         """The note of the entry at the head, which stays."""

@@ -102,7 +102,7 @@ def query(link: Link, client: ClientSession) -> bool:
     Drivers send it (PDO, DBD::Pg, ruby-pg), and no server knows the client's names. False: it is not whole yet.
     """
     framer = link.from_client_framer
-    if not link.rewrites or framer.stop - framer.start > MAX_DEALLOCATE or framer.data_at(HEADER_SIZE + 1) != LETTER_E:
+    if not link.rewrites or framer.stop - framer.start > MAX_DEALLOCATE or not framer.may_be(HEADER_SIZE + 1, LETTER_E):
         return True
     if not framer.hold():
         return False
@@ -129,6 +129,9 @@ def deallocated(text: bytes) -> bytes:
 # --- Parse ----------------------------------------------------------------------------------------------------------------
 def _parse(link: Link, client: ClientSession) -> bool:
     framer = link.from_client_framer
+    if framer.stop - framer.start == HEADER_SIZE:
+        link.outstanding.push(PARSE)  # without any body: the server says so
+        return True
     if not framer.hold_until(HEADER_SIZE + 1):
         return False
     link.server.pool.stats.client_parse_count += 1

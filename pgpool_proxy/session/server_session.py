@@ -250,6 +250,12 @@ class ServerSession(PoolServer):
                 return errors.IDLE_TRANSACTION_TIMEOUT
         return None
 
+    def violated(self, report: Report, now: float) -> None:
+        """`received` has raised: the client gets what stood before the broken message, then as `disconnect`."""
+        if self.state == SV_ACTIVE:
+            self.link.spare_from_server()
+        self.disconnect(report, now)
+
     def disconnect(self, report: Report, now: float) -> None:
         """Told by the pool or the janitor, or because the server broke the protocol: close, `report` is the reason."""
         if self.state == SV_CLOSED:

@@ -47,7 +47,7 @@ class Framer:
     """Message boundaries of one direction of one connection; see the module's theory of operation.
 
     `max_length` bounds what a length field may claim (max_packet_size). Raises `errors.ProtocolViolation` on a length below 4
-    or over the bound.
+    or over the bound; `start` is then where that message begins, and `put_back` leaves what stands before it.
     """
 
     def __init__(self, bulk: i64 = NO_BULK, max_length: i64 = MAX_PACKET_SIZE) -> None:
@@ -104,7 +104,7 @@ class Framer:
             length = int32_at(data, pos + 1)
             if length < 4 or length > self.max_length:
                 self.pos = size
-                self.end = pos
+                self.start = self.stop = self.end = pos
                 raise errors.ProtocolViolation(errors.BAD_PACKET if length < 4 else errors.PACKET_TOO_LONG)
             stop = pos + 1 + length
             if kind == bulk or kind == COPY_DATA:
@@ -128,13 +128,14 @@ class Framer:
             self._keep(pos, HEADER_SIZE)
         return False
 
-    def data_at(self, offset: i64) -> i64:
-        """The byte at `offset` of the current message without its low-case bit, or 0 when it is not there yet."""
+    def may_be(self, offset: i64, letter: i64) -> bool:
+        """Is the byte at `offset` of the current message this letter (a capital), in either case? True as well when it is not
+        there yet: then only the whole message tells (`hold`)."""
         at = self.start + offset
         if at >= self.size:
-            return 0
+            return True
         byte: i64 = self.data[at]
-        return byte & 0xDF
+        return byte & 0xDF == letter
 
     def hold(self) -> bool:
         """Ask for the current message whole. False: it is not yet; it is put aside and comes again when it is."""
@@ -231,6 +232,13 @@ class MessageReader:
         self.body = data[pos + HEADER_SIZE : pos + 1 + length]
         self._pos = pos + 1 + length
         return True
+
+    @property
+    def coming(self) -> i64:
+        """Type of the message that `next` waits for the rest of, or -1 when nothing of it is there."""
+        if self._pos >= len(self._buffer):
+            return -1
+        return self._buffer[self._pos]
 
     def rest(self) -> bytes:
         """The bytes after the last message that `next` gave; from now on they are the caller's."""

@@ -60,7 +60,9 @@ def packet_size(data: bytes) -> int:
 def parse(packet: bytes) -> FirstPacket:
     """Decode a whole first packet, length field included.
 
-    Raises `errors.ProtocolViolation`: protocol 2 and 4, a layout without its terminator, a name twice, no user.
+    Raises `errors.ProtocolViolation`: protocol 2 and 4, a layout without its terminator, a name without a value, an empty
+    name, a CancelRequest's key of an impossible size. Of a name that comes twice the last value counts; who the user is, and
+    whether there is one, the login sees to.
     """
     code = int(int32_at(packet, 4))
     if code in (SSL_REQUEST, GSSENC_REQUEST):

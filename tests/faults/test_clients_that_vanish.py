@@ -186,6 +186,63 @@ def test_a_client_that_leaves_right_behind_its_query(pooled: Proxy, database: Da
     assert_whole(pooled, database, login, SIZE)
 
 
+@pytest.mark.parametrize("how", LEAVE)
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_pipeline_without_its_sync_leaves_nothing_behind(
+    pooled: Proxy, database: Database, login: Login, how: str, answered: bool
+) -> None:
+    for _ in range(5):
+        client = login(pooled)
+        client.send(parse("insert into t values ('lost')"), bind(), execute(), flush())
+        if answered:
+            assert client.read_types(until=b"C") == b"12C"
+        LEAVE[how](client)
+    assert_whole(pooled, database, login, SIZE)
+    assert database.sql("select x from t") == []
+
+
+def test_a_client_that_leaves_before_its_copy_begins_does_not_cost_its_server(
+    make_proxy: MakeProxy, database: Database, login: Login
+) -> None:
+    database.sql("create table t (x text)")
+    proxy = make_proxy(databases={"app": database.entry()}, pool_mode="transaction", default_pool_size=1)
+    for data in (query("copy t from stdin"), parse("copy t from stdin") + bind() + execute() + flush()):
+        holder = login(proxy)
+        run(holder, "begin; lock t in access exclusive mode")
+        proxy.admin("set default_pool_size = 2")
+        client = login(proxy)
+        client.send(data)
+        wait_until(lambda: database.servers(wait_event_type="Lock"))
+        before = set(database.pids())
+        client.close()
+        settle(proxy)
+        run(holder, "commit")
+        wait_until(lambda: not database.servers(state="active"))
+        assert value(login(proxy), "select 'next'") == "next"
+        assert before == set(database.pids())
+        assert value(login(proxy), "select 'free'") == "free"
+
+
+def test_a_client_that_takes_its_leave_behind_its_query_has_it_done(pooled: Proxy, database: Database, login: Login) -> None:
+    client = login(pooled)
+    client.send(query("insert into t select 'done' from pg_sleep(0.3) returning x"), terminate())
+    assert [found.type for found in client.read_to_end()] == [b"T", b"D", b"C", b"Z"]
+    assert database.sql("select x from t") == [("done",)]
+    assert_whole(pooled, database, login, SIZE)
+
+
+def test_a_query_before_a_broken_message_reaches_its_server(pooled: Proxy, database: Database, login: Login) -> None:
+    for broken in (b"Q\0\0\0\0", b"Q\xff\xff\xff\xff", b"!\0\0\0\4"):
+        pids = set(database.pids())
+        client = login(pooled)
+        client.send(query("select pg_sleep(60)") + broken)
+        assert client.read_to_end()[-1].fields()["C"] == "08P01"
+        settle(pooled)
+        wait_until(lambda: not database.servers(state="active"))
+        assert pids <= set(database.pids())
+    assert_whole(pooled, database, login, SIZE)
+
+
 @pytest.mark.parametrize("how", ["by FIN", "by RST"])
 def test_a_connection_that_ends_at_each_byte_of_its_login_is_forgotten(
     pooled: Proxy, database: Database, login: Login, make_raw_client: MakeRawClient, how: str

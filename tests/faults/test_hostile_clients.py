@@ -256,3 +256,18 @@ def test_a_password_message_of_any_shape_is_survived(make_proxy: MakeProxy, make
         assert all(one.type in b"ER" for one in found), body[:40]
     fields = error([one for one in found if one.type == b"E"])
     assert fields["S"] == "FATAL"
+
+
+@pytest.mark.parametrize("auth_type", ["plain", "md5", "scram-sha-256"])
+def test_what_is_no_password_is_refused_at_once_whatever_length_it_claims(
+    make_proxy: MakeProxy, make_raw_client: MakeRawClient, auth_type: str
+) -> None:
+    proxy = make_proxy(auth_type=auth_type, client_login_timeout=60)
+    for kind in b"QXdR\0\xff":
+        client = make_raw_client(proxy.port)
+        client.send(startup_message())
+        client.read_message()
+        client.send(bytes((kind,)))
+        found = client.read_to_end()
+        assert [one.type for one in found] == [b"E"], kind
+        assert found[0].fields()["C"] == "08P01"

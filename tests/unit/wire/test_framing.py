@@ -216,8 +216,9 @@ def test_a_byte_of_a_message_is_folded_and_zero_when_it_is_not_there() -> None:
     framer = Framer()
     assert framer.feed(ONE_QUERY[:6])
     assert framer.next()
-    assert framer.data_at(HEADER_SIZE) == ord("S")
-    assert framer.data_at(HEADER_SIZE + 1) == 0
+    assert framer.may_be(HEADER_SIZE, ord("S"))
+    assert not framer.may_be(HEADER_SIZE, ord("D"))
+    assert framer.may_be(HEADER_SIZE + 1, ord("D")), "it is not there yet"
 
 
 # --- lengths that nobody sends ------------------------------------------------------------------------------------------
