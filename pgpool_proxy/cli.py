@@ -21,6 +21,7 @@ from pgpool_proxy.process.about import build, package_version
 from pgpool_proxy.process.worker import Worker, be_quiet
 from pgpool_proxy.settings.config import Config, load
 
+END_OF_THE_OLD_S: Final = 10.0  # how long its pidfile may outlive a process that was told to end
 SUBCOMMANDS: Final = ("demo", "check", "passwd", "ping")
 EPILOG: Final = """\
 subcommands:
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     found.add_argument("-d", "--daemon", action="store_true", help="run in background (as a daemon)")
+    found.add_argument("-R", "--reboot", action="store_true", help="do an online restart: take over from the running process")
     found.add_argument("-q", "--quiet", action="store_true", help="run quietly: nothing to stderr")
     found.add_argument("-v", "--verbose", action="count", default=0, help="increase verbosity")
     found.add_argument("-u", "--user", help="assume identity of USER")
@@ -72,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load(options.file, overrides, os.environ)
         if options.file is None and not config.databases and config.autodb is None:
             raise ConfigError("no configuration file specified, and DATABASE_URL is not set")
-        return serve(config, overrides, quiet=options.quiet, background=options.daemon)
+        return serve(config, overrides, quiet=options.quiet, background=options.daemon, reboot=options.reboot)
     except ConfigError as error:
         print(f"pgpool-proxy: {error}", file=sys.stderr)
         return 1
@@ -96,8 +98,10 @@ def _subcommand(name: str, rest: list[str]) -> int:
     return check.main(rest)
 
 
-def serve(config: Config, overrides: dict[str, str], *, quiet: bool, background: bool) -> int:
-    """Run the daemon until it is told to stop."""
+def serve(
+    config: Config, overrides: dict[str, str], *, quiet: bool, background: bool, reboot: bool = False
+) -> int:
+    """Run the daemon until it is told to stop. `reboot`: take the place of the one that runs."""
     settings = config.settings
     if background and not settings.pidfile:
         raise ConfigError("daemon needs pidfile configured", key="pidfile")
@@ -107,14 +111,16 @@ def serve(config: Config, overrides: dict[str, str], *, quiet: bool, background:
     quiet = quiet or background
     be_quiet(quiet)
     log.configure(settings, quiet=quiet)
-    pidfile.check()
+    if not reboot:
+        pidfile.check()
     if background:
         daemon.detach()
     servers = settings.default_pool_size * max(1, len(config.databases)) + settings.reserve_pool_size
     daemon.raise_file_limit(settings.max_client_conn + servers + 64)
     try:
-        pidfile.write()
-        return uvloop.run(_serve(config, overrides))
+        if not reboot:
+            pidfile.write()
+        return uvloop.run(_serve(config, overrides, pidfile if reboot else None))
     except ConfigError as error:
         log.get_logger().fatal(str(error))
         if quiet:
@@ -124,9 +130,19 @@ def serve(config: Config, overrides: dict[str, str], *, quiet: bool, background:
         pidfile.remove()
 
 
-async def _serve(config: Config, overrides: dict[str, str]) -> int:
+async def _serve(config: Config, overrides: dict[str, str], pidfile: daemon.PidFile | None) -> int:
+    """With a pidfile that is still to be written: take over from the process that has one."""
     worker = Worker(config, overrides, os.environ)
     signals.install(worker)
+    if pidfile is not None:
+        own = pidfile
+
+        def old_has_ended() -> None:
+            worker.tasks.start(own.follow(END_OF_THE_OLD_S), "pidfile")
+
+        if not await worker.take_over(old_has_ended):
+            pidfile.check()
+            pidfile.write()
 
     def ready() -> None:
         log.get_logger().info(

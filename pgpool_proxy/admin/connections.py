@@ -107,6 +107,11 @@ def active_sockets(source: Source) -> Iterator[Row]:
     return (row for row in sockets(source) if row[-2] or row[-1])
 
 
+def in_pools(source: Source) -> tuple[list[PoolClient], list[PoolServer]]:
+    """All clients and servers that are in a pool."""
+    return _clients_by_pool(source, CLIENT_STATES), _servers_by_pool(source, SERVER_STATES)
+
+
 def _number(member: object) -> int:
     return int(cast("PoolClient | PoolServer", member).number)
 

@@ -21,6 +21,7 @@ from pgpool_proxy.admin.control import Control, Pending, Refused, Row, error
 from pgpool_proxy.admin.grammar import STATEMENTS
 from pgpool_proxy.admin.messages import read_bind, read_execute, read_parse, read_query, read_target
 from pgpool_proxy.admin.results import TEXT_FORMAT, data_row, row_description
+from pgpool_proxy.admin.show import FDS
 from pgpool_proxy.admin.statements import Portal, Prepared, formats_of, prepare
 from pgpool_proxy.errors import ProtocolViolation, Report
 from pgpool_proxy.session.client_session import BY_PENDING, ClientSession
@@ -334,6 +335,10 @@ class Console:
         has_run = portal.has_run
         portal.has_run = True
         if prepared.table is not None:
+            if by_query and prepared.table.name == FDS and self._control.may_hand_over(self._session):
+                self._pending = self._control.hand_over(self._session, self._once(prepared))
+                self._flush()
+                return
             self._streaming = portal
             if has_run:
                 self._stream()

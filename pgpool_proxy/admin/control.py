@@ -14,6 +14,7 @@ from typing import Final, Protocol, TypeAlias
 from pgpool_proxy.errors import PgpoolError, Report
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
 from pgpool_proxy.pool.registry import Registry
+from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.context import Context
 from pgpool_proxy.settings.config import Config
 
@@ -119,6 +120,14 @@ class Control(Protocol):
 
     def set(self, key: str, value: str, done: Done) -> None: ...
 
+    def may_hand_over(self, session: ClientSession) -> bool:
+        """True when SHOW FDS of this client is the beginning of an online restart: suspended, and our own account asks."""
+        ...
+
+    def hand_over(self, session: ClientSession, done: Done) -> Pending:
+        """Send the rows of SHOW FDS with their sockets; done when nobody is left."""
+        ...
+
     def console_closed(self, owner: object) -> None:
         """A console is gone."""
         ...
@@ -168,6 +177,14 @@ class Source(Protocol):
 
     def unsent(self, member: PoolClient | PoolServer) -> int:
         """Bytes that were written to a connection and that the kernel has not taken yet."""
+        ...
+
+    def listening(self) -> Iterable[tuple[int, str, int]]:
+        """File descriptor, address and port of each listening socket."""
+        ...
+
+    def descriptor(self, member: PoolClient | PoolServer) -> int:
+        """The file descriptor of a connection; -1 when there is none yet."""
         ...
 
     def dns_hosts(self) -> Iterable[tuple[str, int, str]]:

@@ -27,6 +27,7 @@ TEXT: Final = Type("text", 25, -1)
 INT4: Final = Type("int4", 23, 4)
 INT8: Final = Type("int8", 20, 8)
 NUMERIC: Final = Type("numeric", 1700, -1)
+BYTEA: Final = Type("bytea", 17, -1)
 
 
 @dataclass(frozen=True, slots=True)

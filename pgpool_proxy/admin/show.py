@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from pgpool_proxy.admin import connections, rows, waits
-from pgpool_proxy.admin.control import Row, Source, error
+from pgpool_proxy.admin import connections, fds, rows, waits
+from pgpool_proxy.admin.control import Row, Source
 from pgpool_proxy.admin.grammar import invalid
-from pgpool_proxy.admin.results import INT4, INT8, NUMERIC, TEXT, Column, Type
+from pgpool_proxy.admin.results import BYTEA, INT4, INT8, NUMERIC, TEXT, Column, Type
 from pgpool_proxy.pool.stats import FIELDS, STATE_KINDS
 
-_TYPES: Final[dict[str, Type]] = {"": INT4, "text": TEXT, "int8": INT8, "numeric": NUMERIC}
+_TYPES: Final[dict[str, Type]] = {"": INT4, "text": TEXT, "int8": INT8, "numeric": NUMERIC, "bytea": BYTEA}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +134,7 @@ _ALL: Final = (
     Table("MEM", "what memory is used for", _columns("name:text size used free memtotal"), rows.mem),
     Table("DNS_HOSTS", "host names that were looked up", _columns("hostname:text ttl:int8 addrs:text"), rows.dns_hosts),
     Table("DNS_ZONES", "zones of those names", _columns("zonename:text serial:int8 count"), rows.dns_zones),
+    Table("FDS", "sockets; handed over to a new process that takes over", _columns(fds.COLUMNS), fds.fds),
     Table("VERSION", "program and version", _columns("version:text"), rows.version),
 )
 TABLES: Final[dict[str, Table]] = {table.name: table for table in _ALL}
@@ -155,10 +156,7 @@ FAKES: Final[dict[str, Table]] = {
 
 HELP: Final = "HELP"
 FDS: Final = "FDS"
-NO_FDS: Final = error(
-    "SHOW FDS is not supported", "0A000",
-    "Sockets are not handed over: for a restart without a gap, use so_reuseport and SHUTDOWN WAIT_FOR_CLIENTS.",
-)  # fmt: skip
+"""Of this table an operator without admin rights sees nothing."""
 
 
 def find_table(name: str, text: str) -> Table:

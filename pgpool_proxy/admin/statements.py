@@ -11,7 +11,7 @@ from pgpool_proxy.admin.control import ADMIN_NEEDED, Refused, Row, error
 from pgpool_proxy.admin.grammar import Statement, invalid, parse
 from pgpool_proxy.admin.messages import Bind
 from pgpool_proxy.admin.results import BINARY_FORMAT, TEXT_FORMAT, Column
-from pgpool_proxy.admin.show import FAKE_PARAMETERS, FDS, HELP, NO_FDS, Table, find_table
+from pgpool_proxy.admin.show import FAKE_PARAMETERS, FDS, HELP, Table, find_table
 from pgpool_proxy.errors import Report
 
 HELP_NOTICE: Final = Report("Console usage", "00000", "NOTICE", HELP_TEXT)
@@ -75,8 +75,8 @@ def _prepare_show(statement: Statement, is_admin: bool) -> Prepared:
         raise invalid(statement.text)
     if name == HELP:
         return Prepared(statement, notice=HELP_NOTICE)
-    if name == FDS:
-        raise Refused(NO_FDS if is_admin else ADMIN_NEEDED)
+    if name == FDS and not is_admin:
+        raise Refused(ADMIN_NEEDED)
     return Prepared(statement, table=find_table(name, statement.text))
 
 

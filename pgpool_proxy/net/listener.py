@@ -23,29 +23,108 @@ from pgpool_proxy.settings.model import Settings
 PEER_CREDENTIALS: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
+class ListeningSocket:
+    """One address that we listen on. `sock` is bound and keeps the queue of the kernel; asyncio gets a duplicate of it, so that
+    accepting can stop and go on without anybody being refused in between."""
+
+    def __init__(self, sock: socket.socket, path: str = "") -> None:
+        self.sock = sock
+        self.path = path  # of a unix socket, `@` in front of an abstract one
+        self.server: asyncio.Server | None = None
+
+    @property
+    def is_tcp(self) -> bool:
+        return self.sock.family != socket.AF_UNIX
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens, as SHOW FDS prints it: IP address and port, or `unix`."""
+        if not self.is_tcp:
+            return "unix", 0
+        name = self.sock.getsockname()
+        return str(name[0]), int(name[1])
+
+    def __repr__(self) -> str:
+        return f"<ListeningSocket {self.path or _shown(self.sock.getsockname())}>"
+
+
 class Listener:
     """All listening sockets of this process. TCP options are set on them: accepted sockets inherit those on Linux."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._tcp: list[asyncio.Server] = []
-        self._unix: list[asyncio.Server] = []
-        self._files: list[Path] = []
+        self.sockets: list[ListeningSocket] = []
         self._port = 0
+        self._backlog = 128
+        self.is_stopped = False  # SUSPEND
+        self.is_handed_over = False  # another process listens on the same sockets: their files are its own now
 
     async def open(self, settings: Settings) -> None:
         """Listen on everything that is configured. Raises ConfigError, which names the address that cannot be had."""
         self._port = settings.listen_port
+        self._backlog = settings.listen_backlog
         try:
             for address in _addresses(settings.listen_addr):
                 await self._open_tcp(address, settings)
             if settings.unix_socket_dir:
                 await self._open_unix(settings)
+            if not self.sockets:
+                raise ConfigError(
+                    "nothing to listen on: neither listen_addr nor unix_socket_dir is set", key="listen_addr"
+                )
+            await self._accept()
         except BaseException:
             self.close()
             raise
-        if not self._tcp and not self._unix:
-            raise ConfigError("nothing to listen on: neither listen_addr nor unix_socket_dir is set", key="listen_addr")
+
+    async def adopt(self, sockets: list[socket.socket], settings: Settings) -> None:
+        """Listen on sockets that were made elsewhere, by a process that we follow or by systemd, whatever the settings say."""
+        self._port = settings.listen_port
+        self._backlog = settings.listen_backlog
+        for sock in sockets:
+            sock.setblocking(False)
+            name = sock.getsockname()
+            path = ""
+            if sock.family == socket.AF_UNIX:
+                path = f"@{name[1:].decode()}" if isinstance(name, bytes) else str(name)
+            self.sockets.append(ListeningSocket(sock, path))
+            log.get_logger().info(f"listening on {'unix:' + path if path else _shown(name)} (taken over)")
+        await self._accept()
+
+    async def _accept(self) -> None:
+        """Let asyncio accept, on every socket where it does not yet."""
+        loop = asyncio.get_running_loop()
+        for listening in list(self.sockets):
+            if listening.server is not None or not self._wants(listening):
+                continue
+            make = loop.create_server if listening.is_tcp else loop.create_unix_server
+            server = await make(
+                lambda: cast(asyncio.Protocol, ClientConnection(self)), sock=listening.sock.dup(), backlog=self._backlog
+            )
+            listening.server = server
+            if not self._wants(listening):  # meanwhile
+                _stop(listening)
+
+    def _wants(self, listening: ListeningSocket) -> bool:
+        return not self.is_stopped and listening in self.sockets
+
+    def stop_accepting(self) -> None:
+        """Who connects from now on waits in the kernel's queue."""
+        self.is_stopped = True
+        for listening in self.sockets:
+            _stop(listening)
+
+    async def go_on_accepting(self) -> None:
+        self.is_stopped = False
+        self.is_handed_over = False
+        await self._accept()
+
+    def tune(self, settings: Settings) -> None:
+        """The tcp_* settings have changed: for those who connect from now on."""
+        for listening in self.sockets:
+            if listening.is_tcp:
+                listening.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, settings.tcp_defer_accept)
+                tune(listening.sock, settings)
 
     async def _open_tcp(self, address: str, settings: Settings) -> None:
         loop = asyncio.get_running_loop()
@@ -60,14 +139,12 @@ class Listener:
         for family, kind, protocol, _, where in dict.fromkeys(found):
             try:
                 sock = _tcp_socket(family, kind, protocol, where, settings)
+                self.sockets.append(ListeningSocket(sock))
+                sock.listen(settings.listen_backlog)
             except OSError as error:
                 if address == "*" and family == socket.AF_INET6:  # a machine without IPv6
                     continue
                 raise ConfigError(f"cannot listen on {_shown(where)}: {error.strerror}", key="listen_addr") from error
-            server = await loop.create_server(
-                lambda: cast(asyncio.Protocol, ClientConnection(self)), sock=sock, backlog=settings.listen_backlog
-            )
-            self._tcp.append(server)
             opened += 1
             log.get_logger().info(f"listening on {_shown(where)}")
         if not opened:
@@ -75,35 +152,29 @@ class Listener:
 
     async def _open_unix(self, settings: Settings) -> None:
         directory = settings.unix_socket_dir
-        name = f".s.PGSQL.{settings.listen_port}"
+        path = f"{directory}/.s.PGSQL.{settings.listen_port}"
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             if directory.startswith("@"):
-                path = f"{directory}/{name}"
                 sock.bind("\0" + path[1:])
+                self.sockets.append(ListeningSocket(sock, path))
             else:
-                path = f"{directory}/{name}"
                 if _is_in_the_way(Path(path), settings.listen_port):
                     await _remove_stale(Path(path))
-                self._bind_unix(sock, Path(path), settings)
+                sock.bind(path)
+                self.sockets.append(ListeningSocket(sock, path))
+                if settings.unix_socket_group:
+                    os.chown(path, -1, _group_id(settings.unix_socket_group))
+                Path(path).chmod(settings.unix_socket_mode)  # noqa: ASYNC240 - one call at start
+            sock.setblocking(False)
+            sock.listen(settings.listen_backlog)
         except OSError as error:
             sock.close()
             raise ConfigError(f"cannot listen on unix:{path}: {error.strerror}", key="unix_socket_dir") from error
         except BaseException:
             sock.close()
             raise
-        server = await asyncio.get_running_loop().create_unix_server(
-            lambda: cast(asyncio.Protocol, ClientConnection(self)), sock=sock, backlog=settings.listen_backlog
-        )
-        self._unix.append(server)
         log.get_logger().info(f"listening on unix:{path}")
-
-    def _bind_unix(self, sock: socket.socket, path: Path, settings: Settings) -> None:
-        sock.bind(str(path))
-        self._files.append(path)
-        if settings.unix_socket_group:
-            os.chown(path, -1, _group_id(settings.unix_socket_group))
-        path.chmod(settings.unix_socket_mode)
 
     # --- told by the connections ----------------------------------------------------------------------------------------
     def accepted(self, connection: ClientConnection, transport: Transport, now: float) -> ClientSession:
@@ -132,18 +203,25 @@ class Listener:
     # --- ends -----------------------------------------------------------------------------------------------------------
     def close_tcp(self) -> None:
         """No further connections by TCP; the unix socket stays for the console."""
-        for server in self._tcp:
-            server.close()
-        self._tcp.clear()
+        self._close([listening for listening in self.sockets if listening.is_tcp])
 
     def close(self) -> None:
-        self.close_tcp()
-        for server in self._unix:
-            server.close()
-        self._unix.clear()
-        for path in self._files:
-            path.unlink(missing_ok=True)
-        self._files.clear()
+        self._close(list(self.sockets))
+
+    def _close(self, sockets: list[ListeningSocket]) -> None:
+        for listening in sockets:
+            self.sockets.remove(listening)
+            _stop(listening)
+            listening.sock.close()
+            if listening.path.startswith("/") and not self.is_handed_over:
+                Path(listening.path).unlink(missing_ok=True)
+
+
+def _stop(listening: ListeningSocket) -> None:
+    server = listening.server
+    listening.server = None
+    if server is not None:
+        server.close()
 
 
 def _shown(where: tuple[object, ...]) -> str:
@@ -181,8 +259,8 @@ def tune(sock: socket.socket, settings: Settings) -> None:
     if settings.tcp_socket_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, settings.tcp_socket_buffer)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.tcp_socket_buffer)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(settings.tcp_keepalive))
     if settings.tcp_keepalive:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for value, option in (
             (settings.tcp_keepcnt, socket.TCP_KEEPCNT),
             (settings.tcp_keepidle, socket.TCP_KEEPIDLE),

@@ -44,6 +44,11 @@ class CancelKeys:
         self._clients[client.cancel_key] = client
         return client.cancel_key
 
+    def keep(self, client: PoolClient, key: bytes) -> None:
+        """`client` was given its key by the process that we have taken it over from."""
+        client.cancel_key = key
+        self._clients[key] = client
+
     def _draw(self) -> bytes:
         if self._drawn >= len(self._stock):
             self._stock = self._random_bytes(KEY_SIZE * STOCK)

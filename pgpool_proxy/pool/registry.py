@@ -17,7 +17,7 @@ from pgpool_proxy.pool.containers import StateList
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
 from pgpool_proxy.pool.ledger import Ledger
 from pgpool_proxy.pool.pool import Launcher, Pool, PoolLimits
-from pgpool_proxy.pool.states import CL_CLOSED, CL_LOGIN, check_client_move
+from pgpool_proxy.pool.states import CL_ACTIVE, CL_CLOSED, CL_LOGIN, check_client_move
 
 
 class Database:
@@ -98,6 +98,11 @@ class Registry:
         self._numbers += 1
         return self._numbers
 
+    def number_from(self, number: i64) -> None:
+        """Ids up to `number` are in use in the process that we take over from."""
+        if number > self._numbers:
+            self._numbers = number
+
     # --- find or create ---------------------------------------------------------------------------------------------
     def database(self, name: str) -> Database | None:
         found = self.databases.get(name)
@@ -174,6 +179,16 @@ class Registry:
         user.client_count += 1
         pool.database.client_count += 1
         return pool.join(client, now)
+
+    def adopt(self, client: PoolClient, pool: Pool, user: User, now: float) -> None:
+        """A client that another process has let in, and that is idle: no limit is asked about it."""
+        self.client_count += 1
+        client.login_user = user
+        user.client_count += 1
+        pool.database.client_count += 1
+        client.pool = pool
+        pool.last_used = now
+        pool.move_client(client, CL_ACTIVE)
 
     def depart(self, client: PoolClient, now: float) -> None:
         """A connection has ended, at whatever stage."""

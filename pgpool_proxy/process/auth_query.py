@@ -50,6 +50,13 @@ class Lookups:
         for question in [question for question in self._answers if question[3] == user]:
             del self._answers[question]
 
+    def secrets_to_hand_over(self) -> list[list[str]]:
+        return [[database, user, secret.value.decode("latin-1")] for (database, user), secret in self._secrets.items()]
+
+    def take_secrets_over(self, found: list[list[str]]) -> None:
+        for database, user, value in found:
+            self._secrets[database, user] = Secret.of(value.encode("latin-1"))
+
     def secret(self, database: str, user: str) -> Secret | None:
         """What the last look-up for a login to `database` has found: for the servers of that user."""
         return self._secrets.get((database, user))

@@ -10,9 +10,10 @@ answers the order, so none waits for something that cannot happen any more.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pgpool_proxy import errors, log
 from pgpool_proxy.admin import control as orders
@@ -34,7 +35,11 @@ from pgpool_proxy.pool.states import (
 )
 from pgpool_proxy.process.source import WorkerLike, WorkerSource
 from pgpool_proxy.process.suspension import Suspension
+from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.settings.reload import set_value
+
+if TYPE_CHECKING:
+    from pgpool_proxy.process.handover import HandOver
 
 UNUSED: Final = (SV_IDLE, SV_USED, SV_LOGIN)  # servers that nobody has: PAUSE closes them at once
 IN_USE: Final = (SV_ACTIVE, SV_TESTED, SV_BEING_CANCELED)
@@ -85,6 +90,8 @@ class WorkerControl(WorkerSource):
         super().__init__(worker)
         self._waiting: list[Waiting] = []
         self._suspension: Suspension | None = None
+        self._suspended_by: object = None
+        self._hand_over: HandOver | None = None
 
     # --- SHOW -----------------------------------------------------------------------------------------------------------
     def rows(self, table: str, done: Callable[[Iterable[Row]], None]) -> None:
@@ -224,9 +231,11 @@ class WorkerControl(WorkerSource):
             done(orders.CANNOT_SUSPEND)
             return None
         now = self.now()
-        suspension = Suspension(self.registry, owner, now)
+        suspension = Suspension(self.registry, now)
         self._suspension = suspension
+        self._suspended_by = owner
         self.is_suspended = True
+        self._worker.stop_accepting()
         self._freeze(now)
         return self._wait(Waiting(self, "SUSPEND", None, lambda: suspension.is_flushed, self._thaw, done, 0.0))
 
@@ -235,16 +244,39 @@ class WorkerControl(WorkerSource):
             self._suspension.freeze(self.config.settings.suspend_timeout, now)
 
     def _thaw(self) -> None:
+        was_suspended = self.is_suspended
+        self.is_suspended = False
+        self._suspended_by = None
+        self._let_go()
+        hand_over = self._hand_over
+        self._hand_over = None
+        if hand_over is not None:
+            hand_over.cancel()
+        if was_suspended:
+            self._worker.go_on_accepting()
+
+    def _let_go(self) -> None:
+        """Those who were stopped are read again."""
         suspension = self._suspension
         self._suspension = None
-        self.is_suspended = False
         if suspension is not None:
             suspension.thaw()
 
     def console_closed(self, owner: object) -> None:
-        if self._suspension is not None and self._suspension.owner is owner:
+        if self.is_suspended and self._suspended_by is owner:
             log.get_logger().info("admin disappeared when suspended, doing RESUME")
             self._resume_all()
+
+    # --- SHOW FDS as the beginning of an online restart ---------------------------------------------------------------------
+    def may_hand_over(self, session: ClientSession) -> bool:
+        ours = session.is_unix and session.peer_uid == os.geteuid()
+        return ours and self.is_suspended and self._hand_over is None
+
+    def hand_over(self, session: ClientSession, done: Done) -> HandOver:
+        """The pooler stays suspended, in that nobody is let in; those who are there go on until their turn comes."""
+        self._let_go()
+        self._hand_over = self._worker.hand_over(session, done)
+        return self._hand_over
 
     # --- DISABLE and ENABLE -----------------------------------------------------------------------------------------------
     def disable(self, database: str, done: Done) -> None:
@@ -331,6 +363,7 @@ class WorkerControl(WorkerSource):
         database.paused = True  # nothing is opened meanwhile
         for pool in list(database.pools):
             self._kill_pool(pool, errors.DATABASE_REMOVED, now)
+        self._worker.stats.forget(database.name)
         if self.registry.databases.get(database.name) is database:
             del self.registry.databases[database.name]
 
@@ -346,6 +379,7 @@ class WorkerControl(WorkerSource):
             server.disconnect(quietly if unlinked else report, now)
         for client in _clients(pool):
             client.disconnect(report, now)
+        self._worker.stats.keep(pool)
         self.registry.drop_pool(pool)
         self.context.forget_pool(pool)
 

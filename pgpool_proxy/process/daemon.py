@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import grp
 import os
 import pwd
 import resource
 import sys
 from pathlib import Path
+from time import monotonic
 
 from pgpool_proxy import log
 from pgpool_proxy.errors import ConfigError
@@ -52,6 +54,7 @@ class PidFile:
 
     def __init__(self, path: str) -> None:
         self._path = Path(path) if path else None
+        self._is_ours = False
 
     def check(self) -> None:
         """Raises ConfigError when another process of ours lives."""
@@ -77,9 +80,20 @@ class PidFile:
             raise ConfigError(f"cannot write {self._path}: {error.strerror}", key="pidfile") from error
         with os.fdopen(descriptor, "w") as file:
             file.write(f"{os.getpid()}\n")
+        self._is_ours = True
+
+    async def follow(self, patience_s: float) -> None:
+        """The process that we have taken over from ends, and takes its pidfile with it: write ours then."""
+        path = self._path
+        deadline = monotonic() + patience_s
+        while path is not None and path.exists() and monotonic() < deadline:  # noqa: ASYNC110 - done elsewhere
+            await asyncio.sleep(0.02)
+        if path is not None:
+            path.unlink(missing_ok=True)
+        self.write()
 
     def remove(self) -> None:
-        if self._path is not None:
+        if self._path is not None and self._is_ours:
             self._path.unlink(missing_ok=True)
 
 

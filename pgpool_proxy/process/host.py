@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pgpool_proxy import errors, log
 from pgpool_proxy.admin.console import Console
@@ -56,6 +56,17 @@ class WorkerHost:
         self._scram_keys.clear()
         self._keys.forget()
         self.logins.forget()
+
+    # --- an online restart ------------------------------------------------------------------------------------------------
+    def secrets_to_hand_over(self) -> dict[str, Any]:
+        """What logins have left, and what logins to servers need: for the process that takes over, and nobody else."""
+        keys = {user: [found.client_key.hex(), found.server_key.hex()] for user, found in self._scram_keys.items()}
+        return {"keys": keys, **self.logins.secrets_to_hand_over()}
+
+    def take_secrets_over(self, state: dict[str, Any]) -> None:
+        for user, (client_key, server_key) in state["keys"].items():
+            self._scram_keys[user] = ScramKeys(bytes.fromhex(client_key), bytes.fromhex(server_key))
+        self.logins.take_secrets_over(state)
 
     # --- logins ---------------------------------------------------------------------------------------------------------
     def start_login(self, login: ClientLogin, now: float) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pgpool_proxy import errors
 from pgpool_proxy.auth.exchange import Secret, ServerExchange, server_exchange
@@ -86,6 +86,16 @@ class Logins:
         """The secrets may have changed."""
         self.lookups.forget()
         self._typed.clear()
+
+    def secrets_to_hand_over(self) -> dict[str, Any]:
+        """What auth_query and LDAP or PAM have brought, for logins to servers: to the process that takes over."""
+        typed = {user: secret.value.decode("latin-1") for user, secret in self._typed.items()}
+        return {"typed": typed, "found": self.lookups.secrets_to_hand_over()}
+
+    def take_secrets_over(self, state: dict[str, Any]) -> None:
+        for user, value in state["typed"].items():
+            self._typed[user] = Secret.of(value.encode("latin-1"))
+        self.lookups.take_secrets_over(state["found"])
 
     def typed(self, user: str) -> Secret | None:
         """The password that LDAP or PAM found right at the user's last login."""

@@ -9,9 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pgpool_proxy.admin.control import ACTIVE, PAUSED, SUSPENDED
+from pgpool_proxy.admin.control import ACTIVE, PAUSED, SUSPENDED, Done
 from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
+from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.pool.registry import Registry
 from pgpool_proxy.process.about import package_version
 from pgpool_proxy.session.client_session import ClientSession
@@ -20,6 +21,8 @@ from pgpool_proxy.session.server_session import ServerSession
 from pgpool_proxy.settings.config import Config
 
 if TYPE_CHECKING:
+    from pgpool_proxy.net.listener import Listener
+    from pgpool_proxy.process.handover import HandOver
     from pgpool_proxy.process.host import WorkerHost
 
 
@@ -47,6 +50,9 @@ class WorkerLike(Protocol):
     @property
     def host(self) -> WorkerHost: ...
 
+    @property
+    def listener(self) -> Listener: ...
+
     def clock(self) -> float: ...
 
     def wall(self, at: float) -> datetime: ...
@@ -57,10 +63,20 @@ class WorkerLike(Protocol):
 
     def shutdown(self, mode: str) -> None: ...
 
+    def stop_accepting(self) -> None: ...
+
+    def go_on_accepting(self) -> None: ...
+
+    def hand_over(self, session: ClientSession, done: Done) -> HandOver: ...
+
     def apply(self, config: Config) -> None: ...
 
 
 class Statistics(Protocol):
+    def keep(self, pool: Pool) -> None: ...
+
+    def forget(self, database: str) -> None: ...
+
     def totals(self) -> dict[str, tuple[int, ...]]: ...
 
     def averages(self, database: str) -> tuple[int, ...]: ...
@@ -124,6 +140,14 @@ class WorkerSource:
     def unsent(self, member: PoolClient | PoolServer) -> int:
         return unsent(member)
 
+    def listening(self) -> Iterable[tuple[int, str, int]]:
+        for one in self._worker.listener.sockets:
+            address, port = one.address
+            yield one.sock.fileno(), address, port
+
+    def descriptor(self, member: PoolClient | PoolServer) -> int:
+        return descriptor(member)
+
     def dns_hosts(self) -> Iterable[tuple[str, int, str]]:
         dns: Any = getattr(self._worker, "dns", None)
         found: Iterable[tuple[str, int, str]] = dns.hosts() if dns is not None else ()
@@ -141,6 +165,12 @@ def _extra(member: PoolClient | PoolServer, name: str) -> object:
     transport: Any = getattr(member, "transport", None)
     ask = getattr(transport, "get_extra_info", None)
     return ask(name) if ask is not None else None
+
+
+def descriptor(member: PoolClient | PoolServer) -> int:
+    """The file descriptor of a connection; -1 when there is none (yet)."""
+    sock: Any = _extra(member, "socket")
+    return int(sock.fileno()) if sock is not None else -1
 
 
 def unsent(member: PoolClient | PoolServer) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from time import monotonic
 
 from pgpool_proxy.pool import stats
+from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.pool.registry import Registry
 
 
@@ -13,6 +15,7 @@ class Statistics:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self._former: dict[str, tuple[int, ...]] = {}  # of pools that were dropped, and of the process that we have followed
         self.previous: dict[str, tuple[int, ...]] = {}
         self.current: dict[str, tuple[int, ...]] = {}
         self.seconds: float = 0.0
@@ -20,10 +23,23 @@ class Statistics:
 
     def totals(self) -> dict[str, tuple[int, ...]]:
         """Totals per database."""
-        found: dict[str, list[tuple[int, ...]]] = {}
+        found: dict[str, list[tuple[int, ...]]] = {name: [former] for name, former in self._former.items()}
         for pool in self._registry.pools.values():
             found.setdefault(pool.database.name, []).append(pool.stats.totals())
         return {name: stats.merge(several) for name, several in found.items()}
+
+    def keep(self, pool: Pool) -> None:
+        """The pool is dropped: what it has counted stays with its database."""
+        self.add({pool.database.name: pool.stats.totals()})
+
+    def add(self, totals: Mapping[str, tuple[int, ...]]) -> None:
+        """Counted elsewhere, to go on from here."""
+        for name, values in totals.items():
+            self._former[name] = stats.merge([self._former.get(name, stats.ZERO), values])
+
+    def forget(self, database: str) -> None:
+        """The database is no more."""
+        self._former.pop(database, None)
 
     def snapshot(self, now: float) -> None:
         self.previous = self.current

@@ -16,9 +16,8 @@ BY_SUSPEND: Final = 8  # why a client is not read: the bits below are the sessio
 class Suspension:
     """Those that are stopped, from `freeze` to `thaw`. Consoles are left alone; who logs in meanwhile is stopped after it."""
 
-    def __init__(self, registry: Registry, owner: object, now: float) -> None:
+    def __init__(self, registry: Registry, now: float) -> None:
         self._registry = registry
-        self.owner = owner  # the console that ordered it
         self._began = now
         self._stopped: list[ClientSession | ServerSession] = []
 

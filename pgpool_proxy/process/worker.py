@@ -13,6 +13,7 @@ from typing import Final
 
 from pgpool_proxy import errors, log
 from pgpool_proxy.admin.console import CONSOLE_PARAMETERS
+from pgpool_proxy.admin.control import Done
 from pgpool_proxy.auth.exchange import Secret
 from pgpool_proxy.auth.userlist import parse_userlist
 from pgpool_proxy.errors import Report
@@ -28,10 +29,12 @@ from pgpool_proxy.pool.pool import STATEMENT
 from pgpool_proxy.pool.registry import Database, Registry
 from pgpool_proxy.process.configurator import Configurator
 from pgpool_proxy.process.control import WorkerControl
+from pgpool_proxy.process.handover import HandOver
 from pgpool_proxy.process.host import ADMIN_DATABASE, WorkerHost
 from pgpool_proxy.process.observation import Observation
 from pgpool_proxy.process.rules import read_rules
 from pgpool_proxy.process.statistics import Statistics
+from pgpool_proxy.process.takeover import TakeOver
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.context import Context
 from pgpool_proxy.session.parameters import TrackedParameters
@@ -76,6 +79,7 @@ class Worker:
         self.admin_users: frozenset[str] = frozenset()
         self.stats_users: frozenset[str] = frozenset()
         self.closing: Report | None = None  # set while shutting down: what new clients are told
+        self.is_taking_over = False
         self._waits_for_servers = False
         self._stopped: asyncio.Event | None = None
         self._stats_due = 0.0
@@ -147,6 +151,7 @@ class Worker:
         context.cancel_on_disconnect = settings.cancel_on_disconnect
         context.track_startup_parameters = settings.track_startup_parameters
         context.login_notify_message = settings.login_notify_message
+        self.listener.tune(settings)
         self.registry.max_client_conn = settings.max_client_conn
         self.janitor.client_login_timeout = settings.client_login_timeout
         self.janitor.server_connect_timeout = settings.server_connect_timeout
@@ -199,7 +204,8 @@ class Worker:
     async def run(self, ready: Callable[[], None]) -> None:
         """Listen and serve until told to stop. Raises ConfigError when it cannot even begin."""
         self._stopped = asyncio.Event()
-        await self.listener.open(self.config.settings)
+        if not self.listener.sockets:  # else they were taken over
+            await self.listener.open(self.config.settings)
         for warning in self.config.warnings:
             log.get_logger().warning(warning)
         self._stats_due = monotonic() + self.config.settings.stats_period
@@ -266,18 +272,51 @@ class Worker:
                 f"cleaning up idle pool for user {pool.user.name} on db {pool.database.name} because: pool idle timeout "
                 f"(age= {int(now - pool.last_used)}s)"
             )
+            self.stats.keep(pool)
             self.registry.drop_pool(pool)
             self.context.forget_pool(pool)
         elif order.action == orders.DROP_DATABASE and order.database is not None:
             self.control.remove_database(order.database, now)
 
+    # --- online restart ---------------------------------------------------------------------------------------------------
+    def stop_accepting(self) -> None:
+        """SUSPEND."""
+        self.listener.stop_accepting()
+
+    def go_on_accepting(self) -> None:
+        """RESUME."""
+        self.tasks.start(self.listener.go_on_accepting(), "accepting again")
+
+    def hand_over(self, session: ClientSession, done: Done) -> HandOver:
+        """The console of a new process has said SHOW FDS."""
+        hand_over = HandOver(self, session, done)
+        hand_over.start()
+        return hand_over
+
+    async def take_over(self, ended: Callable[[], None]) -> bool:
+        """-R: before `run`. False: there is no process to take over from. `ended` is called when it has ended. Raises
+        ConfigError."""
+        take_over = TakeOver(self)
+        if not await take_over.begin():
+            return False
+        self.is_taking_over = True
+
+        def is_over() -> None:
+            self.is_taking_over = False
+            ended()
+
+        self.tasks.start(take_over.go_on(is_over), "takeover")
+        return True
+
     # --- shutting down ------------------------------------------------------------------------------------------------
     def shutdown(self, mode: str) -> None:
-        """`now`, `wait_for_servers` (SIGINT) or `wait_for_clients` (SIGTERM). A second call ends at once.
+        """`now`, `wait_for_servers` (SIGINT) or `wait_for_clients` (SIGTERM). A second call ends at once, and so does the first
+        while the process is suspended or taking over from another.
 
         With shutdown_ready_delay, /readyz says first that this process is going, and clients come in for that long.
         """
-        if mode == "now" or self.closing is not None or self.observation.is_draining:
+        is_moving = self.control.is_suspended or self.is_taking_over
+        if mode == "now" or self.closing is not None or self.observation.is_draining or is_moving:
             self._stop()
             return
         delay = self.config.settings.shutdown_ready_delay

@@ -63,6 +63,26 @@ class Statements:
     def numbered(self, number: i64) -> Statement | None:
         return self._by_number.get(int(number))
 
+    def last_number(self) -> i64:
+        return self._numbers
+
+    def number_from(self, number: i64) -> None:
+        """Names up to `number` are in use on servers that we take over."""
+        if number > self._numbers:
+            self._numbers = number
+
+    def taken_over(self, rest: bytes, number: i64) -> Statement:
+        """A statement that another process has numbered. The caller holds it (`let_go`)."""
+        found = self._by_number.get(int(number))
+        if found is None or found.rest != rest:
+            found = Statement(rest, number)
+            found.epoch = self._epoch
+            self._by_number[int(number)] = found
+            if rest not in self._by_rest:
+                self._by_rest[rest] = found
+        found.holders += 1
+        return found
+
     def let_go(self, statement: Statement) -> None:
         """One holder less; the last one takes the statement with it."""
         statement.holders -= 1
@@ -115,6 +135,10 @@ class ServerStatements:
         statement.holders += 1
         self._prepared[int(statement.number)] = Prepared(statement, self._clock)
 
+    def everything(self) -> list[Prepared]:
+        """Least recently used first."""
+        return sorted(self._prepared.values(), key=_last_use)
+
     def restore(self, prepared: Prepared) -> None:
         """An eviction that did not happen: the server still has it."""
         prepared.statement.holders += 1
@@ -145,6 +169,10 @@ class ServerStatements:
             self._statements.let_go(one.statement)
 
 
+def _last_use(prepared: Prepared) -> i64:
+    return prepared.used
+
+
 class ClientStatements:
     """The statements that one client has prepared, by the client's own names."""
 
@@ -157,6 +185,9 @@ class ClientStatements:
 
     def get(self, name: bytes) -> Statement | None:
         return self._by_name.get(name)
+
+    def everything(self) -> list[tuple[bytes, Statement]]:
+        return list(self._by_name.items())
 
     def put(self, name: bytes, statement: Statement) -> None:
         """`name` means `statement`, whose hold (`Statements.find`) goes over to this map."""

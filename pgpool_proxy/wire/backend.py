@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from mypy_extensions import i64
+
+from pgpool_proxy import errors
 from pgpool_proxy.errors import Report
 from pgpool_proxy.wire.codes import (
     AUTHENTICATION,
@@ -22,6 +25,7 @@ from pgpool_proxy.wire.codes import (
     READY_FOR_QUERY,
     ROW_DESCRIPTION,
 )
+from pgpool_proxy.wire.framing import int32_at
 
 PARSE_COMPLETE_MESSAGE: Final = b"1\x00\x00\x00\x04"
 CLOSE_COMPLETE_MESSAGE: Final = b"3\x00\x00\x00\x04"
@@ -112,6 +116,24 @@ def data_row(values: Sequence[bytes | None]) -> bytes:
         else:
             parts.append(len(value).to_bytes(4, "big") + value)
     return message(DATA_ROW, b"".join(parts))
+
+
+def data_row_values(body: bytes) -> list[bytes | None]:
+    """The values of a DataRow's body; None is NULL. Raises `ProtocolViolation` when it is cut short."""
+    values: list[bytes | None] = []
+    at: i64 = 2
+    size: i64 = len(body)
+    while at + 4 <= size:
+        length = int32_at(body, at)
+        at += 4
+        if length < 0 or length == 0xFFFFFFFF:
+            values.append(None)
+        elif at + length > size:
+            raise errors.ProtocolViolation(errors.SERVER_PROTOCOL.with_detail("broken DataRow"))
+        else:
+            values.append(body[at : at + length])
+            at += length
+    return values
 
 
 def error_fields(body: bytes) -> dict[str, str]:

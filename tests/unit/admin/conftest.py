@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from pgpool_proxy.pool.cancel_keys import CancelKeys
 from pgpool_proxy.pool.ledger import LocalLedger
 from pgpool_proxy.pool.pool import SESSION, STATEMENT, TRANSACTION, Pool
 from pgpool_proxy.pool.registry import Database, Registry, User
-from pgpool_proxy.pool.stats import averages
+from pgpool_proxy.pool.stats import ZERO, averages, merge
 from pgpool_proxy.process.control import WorkerControl
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.context import Context
@@ -60,7 +61,12 @@ class Wire:
     def get_write_buffer_size(self) -> int:
         return self.unsent
 
+    def fileno(self) -> int:
+        return 17
+
     def get_extra_info(self, name: str) -> object:
+        if name == "socket":
+            return self
         return ("10.9.8.7", 6432) if name == "sockname" else None
 
     def take(self) -> list[Message]:
@@ -83,6 +89,8 @@ class House:
         self.clock_now = 1000.0
         self.later: list[tuple[float, Callable[[], None]]] = []
         self.orders: list[object] = []
+        self.kept: dict[str, tuple[int, ...]] = {}
+        self.listener = SimpleNamespace(sockets=[SimpleNamespace(sock=Wire(), address=("10.9.8.7", 6432))])
         self.notified: list[Report] = []
         self.closing: Report | None = None
         self.users = {"alice": "secret-of-alice", "bob": "secret-of-bob"}
@@ -135,8 +143,19 @@ class House:
             raise self.reload_fails
         self.orders.append("reload")
 
-    def forget(self) -> None:
-        self.orders.append("forget lookups")
+    def forget(self, database: str | None = None) -> None:
+        self.orders.append("forget lookups" if database is None else f"forget {database}")
+
+    def stop_accepting(self) -> None:
+        self.orders.append("stop accepting")
+
+    def go_on_accepting(self) -> None:
+        self.orders.append("accept")
+
+    def keep(self, pool: Pool) -> None:
+        """Statistics of a pool that is dropped."""
+        name = pool.database.name
+        self.kept[name] = merge([self.kept.get(name, ZERO), pool.stats.totals()])
 
     def shutdown(self, mode: str) -> None:
         self.orders.append(("shutdown", mode))

@@ -30,7 +30,7 @@ def test_every_command_has_a_section_that_shows_its_arguments() -> None:
 
 
 def test_every_table_has_a_section() -> None:
-    assert set(sections("Tables")) == {f"SHOW {name}" for name in (*TABLES, "HELP", "FDS")}
+    assert set(sections("Tables")) == {f"SHOW {name}" for name in (*TABLES, "HELP")}
 
 
 @pytest.mark.parametrize("heading", [*sections("Commands"), *sections("Tables")])

@@ -1,0 +1,241 @@
+"""The old process of an online restart (-R): gives its sockets to the one that follows, over the console's unix socket.
+
+Theory of operation
+-------------------
+The new process logs in to the console as PgBouncer's does, and says SUSPEND, SHOW FDS, SHUTDOWN. The answer to SHOW FDS is one
+DataRow a socket, and the socket itself beside it (SCM_RIGHTS). First come the listening sockets, then what both processes must
+agree on, then servers and clients as they become quiet (moving.py): this process reads nothing more from a client that it is
+about to give away, answers what is under way, and gives it away with the server that it holds. So the answer lasts until
+everybody has moved or left; clients with TLS are served here until they leave. After suspend_timeout who is left is sent
+away. Until SHUTDOWN, this process keeps everything that it needs to go on, should the new one vanish.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+from collections import deque
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from pgpool_proxy import errors, log
+from pgpool_proxy.admin import fds
+from pgpool_proxy.admin.control import Done, Row
+from pgpool_proxy.admin.results import TEXT_FORMAT, data_row
+from pgpool_proxy.admin.show import FDS, TABLES
+from pgpool_proxy.errors import Report
+from pgpool_proxy.pool.pool import Pool
+from pgpool_proxy.process import moving
+from pgpool_proxy.process.source import descriptor, unsent
+from pgpool_proxy.session.client_session import ClientSession
+from pgpool_proxy.session.server_session import ServerSession
+
+if TYPE_CHECKING:
+    from pgpool_proxy.process.worker import Worker
+
+BY_HANDOVER: Final = 16  # why a client is not read: the bits below are the session's own and SUSPEND's
+TICK_S: Final = 0.005
+LEISURE: Final = 4  # a look at everybody may cost a fifth of the time
+MAX_QUEUED: Final = 64  # sockets that are on their way at once
+NUMBERS_AHEAD: Final = 1_000_000  # ids and statements that this process may still make while the new one makes its own
+BUSY: Final = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS)  # the other side has to take some first
+
+
+class HandOver:
+    """One run of it, from SHOW FDS to its last row; the `Pending` of the console that asked."""
+
+    def __init__(self, worker: Worker, console: ClientSession, done: Done) -> None:
+        self._worker = worker
+        self._console = console
+        self._done: Done | None = done
+        self._queue: deque[tuple[bytes, int]] = deque()  # rows, each with the descriptor that goes with it, or -1
+        self._stopped: dict[int, ClientSession] = {}
+        self._began = worker.clock()
+        self._moved = 0
+        self._has_said_all = False
+        self._socket = socket.socket(fileno=os.dup(descriptor(console)))
+
+    def start(self) -> None:
+        log.get_logger().info("handing over to a new process")
+        for listening in self._worker.listener.sockets:
+            self._put(fds.socket_row(listening.sock.fileno(), *listening.address), listening.sock.fileno())
+        self._put(fds.state_row(json.dumps(self._shared())))
+        self._worker.listener.is_handed_over = True
+        self._worker.call_later(0.0, self._tick)  # what the console has said before goes first
+
+    def cancel(self) -> None:
+        """A CancelRequest, or RESUME."""
+        self._end(errors.CANCELED)
+
+    def abandon(self) -> None:
+        """The new process has gone: go on as if nothing had been."""
+        self._done = None
+        self._close()
+
+    def __repr__(self) -> str:
+        return f"<HandOver moved={self._moved} queued={len(self._queue)}>"
+
+    # --- one look after the other ---------------------------------------------------------------------------------------
+    def _tick(self) -> None:
+        if self._done is None:
+            return
+        began = perf_counter()
+        try:
+            if not unsent(self._console):
+                self._send()
+                left = self._move_all(self._worker.clock())
+                self._send()
+                if not left and not self._queue and self._say_all():
+                    log.get_logger().info(f"handed over: {self._moved} connections")
+                    self._end(None)
+                    return
+        except OSError as error:
+            log.get_logger().error(f"the new process does not take our sockets: {error.strerror}")
+            self._end(errors.INTERNAL_ERROR)
+            return
+        self._worker.call_later(max(TICK_S, LEISURE * (perf_counter() - began)), self._tick)
+
+    def _say_all(self) -> bool:
+        """The counters, which end here. True when they are on their way."""
+        if not self._has_said_all:
+            self._has_said_all = True
+            totals = {name: list(values) for name, values in self._worker.stats.totals().items()}
+            self._put(fds.state_row(json.dumps({"totals": totals, "secrets": self._worker.host.secrets_to_hand_over()})))
+            self._send()
+        return not self._queue
+
+    def _end(self, report: Report | None) -> None:
+        done = self._done
+        self._done = None
+        self._close()
+        if done is not None:
+            done(report)
+
+    def _close(self) -> None:
+        self._socket.close()
+        for _, own in self._queue:
+            if own >= 0:
+                os.close(own)
+        self._queue.clear()
+        for client in self._stopped.values():
+            if not client.is_closed:
+                client.unblock(BY_HANDOVER)
+        self._stopped.clear()
+        self._worker.listener.is_handed_over = self._has_said_all
+
+    # --- rows -----------------------------------------------------------------------------------------------------------
+    def _shared(self) -> dict[str, Any]:
+        """What is true of all: from which numbers on the new process may make its own, and what it could not know."""
+        worker = self._worker
+        registry = worker.registry
+        return {
+            "number": int(registry.next_number()) + NUMBERS_AHEAD,
+            "statement": int(worker.context.statements.last_number()) + NUMBERS_AHEAD,
+            "disabled": [name for name, database in registry.databases.items() if database.disabled],
+            "reported": [
+                [pool.database.name, pool.user.name, _as_text(pool.server_parameters)]
+                for pool in registry.pools.values()
+                if pool.server_parameters is not None and not pool.database.is_admin
+            ],
+            "secrets": worker.host.secrets_to_hand_over(),
+        }
+
+    def _put(self, row: Row, own: int = -1) -> None:
+        """The descriptor is duplicated: ours may be closed before the row goes out."""
+        columns = TABLES[FDS].columns
+        self._queue.append((data_row(columns, [TEXT_FORMAT] * len(columns), row), os.dup(own) if own >= 0 else -1))
+
+    def _send(self) -> None:
+        """As much of the queue as the other side takes now. Raises OSError when it takes no more."""
+        while self._queue:
+            data, own = self._queue[0]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, own.to_bytes(4, "little"))] if own >= 0 else []
+            try:
+                sent = self._socket.sendmsg([data], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except OSError as error:
+                if error.errno in BUSY:
+                    return
+                raise
+            if own >= 0:
+                os.close(own)
+            if sent < len(data):
+                self._queue[0] = (data[sent:], -1)
+            else:
+                self._queue.popleft()
+
+    # --- who moves --------------------------------------------------------------------------------------------------------
+    def _move_all(self, now: float) -> bool:
+        """Everybody who can move now. True: somebody is left."""
+        worker = self._worker
+        timeout = worker.config.settings.suspend_timeout
+        is_over = 0 < timeout <= now - self._began
+        left = worker.registry.login_clients.count > 0 and not is_over
+        for pool in list(worker.registry.pools.values()):
+            if pool.database.is_admin:
+                continue
+            stays = False
+            for client in _clients(pool):
+                if client.is_closed:
+                    continue  # gone while we were at the others
+                if len(self._queue) >= MAX_QUEUED:
+                    return True
+                if not moving.may_move(client):
+                    stays = True
+                elif moving.is_quiet(client):
+                    self._move(client, now)
+                elif moving.will_be_quiet(client):
+                    client.block(BY_HANDOVER)
+                    self._stopped[id(client)] = client
+                else:
+                    client.unblock(BY_HANDOVER)  # the rest of what it says is needed first
+                if is_over and not client.is_closed:
+                    client.disconnect(errors.SUSPEND_TIMEOUT, now)
+                left = left or not client.is_closed
+            if not stays:
+                self._move_idle(pool, now)
+        return left
+
+    def _move(self, client: ClientSession, now: float) -> None:
+        """A quiet client, behind the server that it holds."""
+        own = descriptor(client)
+        server = client.link.server if client.link is not None else None
+        linked = descriptor(server) if server is not None else 0
+        row = fds.client_row(client, own, linked, json.dumps(moving.client_state(client)))
+        if server is not None:
+            self._move_server(server, own, now)
+        self._put(row, own)
+        self._moved += 1
+        self._stopped.pop(id(client), None)
+        client.leave(errors.TAKEN_OVER, now)
+
+    def _move_server(self, server: ServerSession, client: int, now: float) -> None:
+        own = descriptor(server)
+        entry = self._worker.config.database(server.pool.database.name)
+        state = moving.server_state(server, (entry.dbname or entry.name) if entry is not None else "")
+        self._put(fds.server_row(server, own, client, json.dumps(state)), own)
+        self._moved += 1
+        transport = server.transport
+        server.link.part()
+        server.gone(errors.TAKEN_OVER, now)  # without a Terminate: it goes on elsewhere
+        if transport is not None:
+            transport.close()
+
+    def _move_idle(self, pool: Pool, now: float) -> None:
+        for member in pool.idle.members() + pool.used.members():
+            if isinstance(member, ServerSession) and not member.is_closed and len(self._queue) < MAX_QUEUED:
+                if member.tls or member.close_needed or unsent(member):
+                    member.disconnect(errors.TAKEN_OVER, now)
+                elif member.link.from_server_framer.at_boundary:
+                    self._move_server(member, 0, now)
+
+
+def _clients(pool: Pool) -> list[ClientSession]:
+    return [
+        member for members in pool.clients for member in members.members() if isinstance(member, ClientSession)
+    ]
+
+
+def _as_text(reported: dict[bytes, bytes]) -> list[list[str]]:
+    return [[name.decode("latin-1"), value.decode("latin-1")] for name, value in reported.items()]

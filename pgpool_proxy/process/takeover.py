@@ -1,0 +1,321 @@
+"""The new process of an online restart (-R): takes the sockets of the one that runs (handover.py has the theory).
+
+The conversation is PgBouncer's: the old process's console by its unix socket, SUSPEND, SHOW FDS, SHUTDOWN. Clients are served
+here from the moment that their row has come, while others are still on their way. The old process may be a PgBouncer: it gives
+its listening sockets, and its clients, of whom it does not say enough, are closed.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import json
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Final, cast
+
+from pgpool_proxy import errors, log
+from pgpool_proxy.admin import fds
+from pgpool_proxy.errors import ConfigError
+from pgpool_proxy.net.client_connection import ClientConnection
+from pgpool_proxy.net.server_connection import ServerConnection
+from pgpool_proxy.pool.pool import Pool
+from pgpool_proxy.process import moving
+from pgpool_proxy.session.client_session import ClientSession
+from pgpool_proxy.session.server_session import ServerSession
+from pgpool_proxy.session.transport import Transport
+from pgpool_proxy.wire import backend, frontend
+from pgpool_proxy.wire.codes import COMMAND_COMPLETE, DATA_ROW, ERROR_RESPONSE, READY_FOR_QUERY
+from pgpool_proxy.wire.framing import MessageReader
+
+if TYPE_CHECKING:
+    from pgpool_proxy.process.worker import Worker
+
+CONSOLE: Final = "pgbouncer"  # user and database
+READ_SIZE: Final = 262144
+MAX_ROW: Final = 1 << 30  # a client's statements and waiting bytes
+PATIENCE_S: Final = 10.0  # for answers that should come at once, and for the old process's end
+
+
+class Gone(OSError):
+    """The old process closed the connection."""
+
+
+@dataclass
+class Held:
+    """A server that is linked to a client: `connecting` ends when its connection is ours."""
+
+    server: ServerSession
+    link: moving.State
+    connecting: asyncio.Task[None]
+
+
+class TakeOver:
+    """One run of it. `begin` returns with the listening sockets; `go_on` takes the rest."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.setblocking(False)
+        self._reader = MessageReader(MAX_ROW)
+        self._fds: deque[int] = deque()
+        self._readable: asyncio.Future[None] | None = None
+        self._listening: list[socket.socket] = []
+        self._servers: dict[int, Held] = {}  # whose clients are still to come, by the client's descriptor
+        self._is_over = False
+        self._taken = 0
+
+    # --- the conversation ---------------------------------------------------------------------------------------------
+    async def begin(self) -> bool:
+        """False: nobody answers, so there is nothing to take over. Raises ConfigError when it does not work."""
+        settings = self._worker.config.settings
+        if not settings.unix_socket_dir:
+            raise ConfigError("an online restart needs unix_socket_dir", key="unix_socket_dir")
+        path = f"{settings.unix_socket_dir}/.s.PGSQL.{settings.listen_port}"
+        try:
+            await self._connect("\0" + path[1:] if path.startswith("@") else path)
+        except OSError as error:
+            self._socket.close()
+            log.get_logger().info(f"old process not found ({error.strerror}), a normal start")
+            return False
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self._say(frontend.startup([(b"user", CONSOLE.encode()), (b"database", CONSOLE.encode())]))
+            async with asyncio.timeout(PATIENCE_S + settings.suspend_timeout if settings.suspend_timeout > 0 else None):
+                await self._say(frontend.query(b"SUSPEND;"))
+            await self._send(frontend.query(b"SHOW FDS;"))
+            async with asyncio.timeout(PATIENCE_S):
+                while await self._next() and not self._is_over:
+                    if self._reader.kind == DATA_ROW and self._row() == fds.SHARED:
+                        break
+        except TimeoutError:
+            raise ConfigError("the old process does not answer", key="-R") from None
+        except errors.ProtocolViolation as violation:
+            raise ConfigError(f"the old process: {violation.report.message}", key="-R") from violation
+        except OSError as error:
+            raise ConfigError(f"the old process has gone: {error.strerror or error}", key="-R") from error
+        if not self._listening:
+            raise ConfigError("the old process has no sockets to take over", key="-R")
+        await self._worker.listener.adopt(self._listening, settings)
+        return True
+
+    async def go_on(self, ended: Callable[[], None]) -> None:
+        """Take clients and servers as they come, then end the old process; `ended` is called when it has gone."""
+        logger = log.get_logger()
+        try:
+            while not self._is_over:
+                await self._next()
+                if self._reader.kind == DATA_ROW:
+                    self._row()
+            logger.info(f"taken over: {self._taken} connections")
+            await self._send(frontend.query(b"SHUTDOWN;"))
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    await self._next()
+        except Gone:
+            logger.info("old process has ended" if self._is_over else "the old process has vanished")
+        except TimeoutError:
+            logger.error("takeover: the old process does not end")
+        except (OSError, ConfigError, errors.ProtocolViolation) as error:
+            logger.error(f"takeover: {error}")
+        finally:
+            self._socket.close()
+            for own in self._fds:
+                os.close(own)
+            for held in self._servers.values():
+                held.server.disconnect(errors.CLIENT_LEFT_EARLY, monotonic())
+            ended()
+
+    async def _connect(self, path: str) -> None:
+        await asyncio.get_running_loop().sock_connect(self._socket, path)
+
+    async def _say(self, data: bytes) -> None:
+        """Send, and read until ReadyForQuery. Raises ConfigError with the other's own words when it refuses."""
+        await self._send(data)
+        while True:
+            await self._next()
+            if self._reader.kind == READY_FOR_QUERY:
+                return
+
+    async def _send(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self._socket, data)
+
+    async def _next(self) -> bool:
+        """The next message. Raises `Gone`, OSError, and ConfigError for an error."""
+        while not self._reader.next():
+            await self._wait_readable()
+            try:
+                data, rights, _, _ = self._socket.recvmsg(READ_SIZE, socket.CMSG_LEN(1024), socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                continue
+            for level, kind, payload in rights:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    found = array.array("i")
+                    found.frombytes(payload[: len(payload) // found.itemsize * found.itemsize])
+                    self._fds.extend(found)
+            if not data:
+                raise Gone("the old process closed the connection")
+            self._reader.feed(data)
+        if self._reader.kind == ERROR_RESPONSE and not self._is_over:  # at its end it says goodbye
+            report = backend.error_report(self._reader.body)
+            raise ConfigError(f"the old process refuses: {report.message}", key="-R")
+        if self._reader.kind == COMMAND_COMPLETE and self._reader.body == b"SHOW\0":
+            self._is_over = True
+        return True
+
+    async def _wait_readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        readable: asyncio.Future[None] = loop.create_future()
+
+        def can_be_read() -> None:
+            if not readable.done():
+                readable.set_result(None)
+
+        loop.add_reader(self._socket.fileno(), can_be_read)
+        try:
+            await readable
+        finally:
+            loop.remove_reader(self._socket.fileno())
+
+    # --- rows -----------------------------------------------------------------------------------------------------------
+    def _row(self) -> str:
+        """What a row of SHOW FDS brings; its task."""
+        cells = backend.data_row_values(self._reader.body)
+        task = (cells[fds.AT_TASK] or b"").decode()
+        own = self._fds.popleft() if cells[fds.AT_FD] is not None and self._fds else -1
+        state: moving.State | None = json.loads(cells[fds.AT_STATE] or b"null") if len(cells) > fds.AT_STATE else None
+        if task == fds.SHARED and state is not None:
+            self._share(state)
+        elif own < 0:
+            log.get_logger().warning(f"takeover: a {task} came without its socket")
+        elif task == fds.POOLER:
+            self._listening.append(socket.socket(fileno=own))
+        elif state is None:
+            os.close(own)
+        else:
+            database = (cells[fds.AT_DATABASE] or b"").decode("utf-8", "surrogateescape")
+            link = int(cells[fds.AT_LINK] or b"0")
+            number = int(cells[fds.AT_FD] or b"0")
+            sock = socket.socket(fileno=own)
+            sock.setblocking(False)
+            pool = self._pool(database, state["pool_user"])
+            if pool is None:
+                log.get_logger().warning(f"takeover: database {database} is not configured any more")
+                self._refuse(sock, task)
+            elif task == fds.SERVER:
+                self._take_server(sock, state, pool, link)
+            else:
+                self._take_client(sock, state, pool, number)
+        return task
+
+    def _share(self, state: moving.State) -> None:
+        worker = self._worker
+        worker.host.take_secrets_over(state["secrets"])
+        if "totals" in state:
+            worker.stats.add({name: tuple(values) for name, values in state["totals"].items()})
+            return
+        worker.registry.number_from(state["number"])
+        worker.context.statements.number_from(state["statement"])
+        for name in state["disabled"]:
+            database = worker.registry.database(name)
+            if database is not None:
+                database.disabled = True
+        for name, user, reported in state["reported"]:
+            pool = self._pool(name, user)
+            if pool is not None and pool.server_parameters is None:
+                pool.server_parameters = {key.encode("latin-1"): value.encode("latin-1") for key, value in reported}
+
+    def _pool(self, database: str, user: str) -> Pool | None:
+        registry = self._worker.registry
+        found = registry.database(database)
+        return registry.pool_of(found, user) if found is not None else None
+
+    def _refuse(self, sock: socket.socket, task: str) -> None:
+        try:
+            sock.send(backend.error_response(errors.DATABASE_REMOVED) if task == fds.CLIENT else frontend.TERMINATE_MESSAGE)
+        except OSError:
+            pass
+        sock.close()
+
+    # --- servers ----------------------------------------------------------------------------------------------------------
+    def _take_server(self, sock: socket.socket, state: moving.State, pool: Pool, client: int) -> None:
+        worker = self._worker
+        server = moving.restore_server(worker.context, state, pool, monotonic())
+        entry = worker.config.database(pool.database.name)
+        if entry is not None and not moving.is_still_configured(state, entry, worker.config):
+            server.close_needed = True
+        self._taken += 1
+        link = state["link"]
+        connecting = worker.tasks.start(
+            self._connect_server(sock, server, is_idle=link is None), f"server {server.number} taken over"
+        )
+        if link is not None:
+            self._servers[client] = Held(server, link, connecting)
+
+    async def _connect_server(self, sock: socket.socket, server: ServerSession, is_idle: bool) -> None:
+        connection = ServerConnection(self._worker.connector, server)
+        loop = asyncio.get_running_loop()
+        try:
+            transport, _ = await loop.connect_accepted_socket(lambda: cast(asyncio.Protocol, connection), sock)
+        except OSError as error:
+            server.disconnect(errors.CONNECT_FAILED.with_detail(str(error)), monotonic())
+            return
+        if server.is_closed:
+            transport.abort()
+            return
+        server.transport = transport
+        if is_idle:
+            server.pool.opened(server, server.pool.server_parameters or {}, monotonic())
+
+    # --- clients ----------------------------------------------------------------------------------------------------------
+    def _take_client(self, sock: socket.socket, state: moving.State, pool: Pool, number: int) -> None:
+        found = self._servers.pop(number, None)
+        self._taken += 1
+        arrival = Arrival(self._worker, state, pool, found)
+        self._worker.tasks.start(arrival.connect(sock), f"client {state['number']} taken over")
+
+
+class Arrival:
+    """The gate of one client that was taken over: its connection is made into the session that it was."""
+
+    def __init__(self, worker: Worker, state: moving.State, pool: Pool, held: Held | None) -> None:
+        self._worker = worker
+        self._state = state
+        self._pool = pool
+        self._held = held
+
+    async def connect(self, sock: socket.socket) -> None:
+        connection = ClientConnection(self)
+        held = self._held
+        if held is not None:
+            await asyncio.wait([held.connecting])
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: cast(asyncio.Protocol, connection), sock)
+        except OSError:
+            if held is not None:
+                held.server.disconnect(errors.CLIENT_LEFT_EARLY, monotonic())
+
+    def accepted(self, connection: ClientConnection, transport: Transport, now: float) -> ClientSession:
+        """The loop has made the connection."""
+        worker, state, held = self._worker, self._state, self._held
+        client = ClientSession(worker.context, transport, state["address"], state["port"], state["is_unix"], now)
+        moving.restore_client(client, state, self._pool, now)
+        if held is not None:
+            if held.server.is_closed:
+                client.fail(errors.SERVER_CRASHED, now)
+                return client
+            moving.restore_link(held.server, client, held.link)
+        pending = state["pending"].encode("latin-1")
+        if pending:
+            try:
+                client.received(pending, now)
+            except errors.ProtocolViolation as violation:
+                client.fail(violation.report, now)
+        return client
+
+    def crashed(self, session: ClientSession, error: BaseException, now: float) -> None:
+        self._worker.listener.crashed(session, error, now)
