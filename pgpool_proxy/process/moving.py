@@ -27,8 +27,13 @@ from pgpool_proxy.wire.codes import FUNCTION_CALL, QUERY, SYNC
 State: TypeAlias = dict[str, Any]  # of JSON: bytes are strings of latin-1
 ENDING: Final = (QUERY, SYNC, FUNCTION_CALL)  # requests that are answered without anything that follows
 LINK_STATE: Final = (
-    "status", "xact_start", "status_time", "saw_ddl", "saw_reset", "copy_in", "rewrites", "keeps", "ready",
+    "status", "xact_start", "status_time", "saw_ddl", "saw_reset", "copy_in", "rewrites", "is_session", "keeps", "watch",
+    "ready",
 )  # fmt: skip
+SEEN_STATE: Final = (
+    "mode", "held", "doubt", "before", "ever", "remained", "gained", "counted", "failed", "custom",
+)  # fmt: skip
+"""What session_state has seen: of `Link.session_state`."""
 
 
 # --- who can move -----------------------------------------------------------------------------------------------------
@@ -103,6 +108,7 @@ def client_state(client: ClientSession) -> State:
         "pending": _text(client.pending),
         "unneeded": int(client.unneeded),
         "discarding": client.discarding,
+        "states_seen": int(client.states_seen),
     }
 
 
@@ -121,6 +127,7 @@ def restore_client(client: ClientSession, state: State, pool: Pool, now: float) 
     client.unnamed = _bytes_or_none(state["unnamed"])
     client.unneeded = state["unneeded"]
     client.discarding = state["discarding"]
+    client.states_seen = state["states_seen"]
     context.cancel_keys.keep(client, bytes.fromhex(state["key"]))
     context.registry.adopt(client, pool, context.registry.user(state["login_user"]), now)
     if state["statements"]:
@@ -149,7 +156,9 @@ def server_state(server: ServerSession, dbname: str) -> State:
         "parameters": parameters_state(server.context.tracked, server.parameters),
         "statements": [[_text(one.statement.rest), int(one.number)] for one in server.statements.everything()],
         "unnamed": _text(server.unnamed),
+        "connect_query": _text(server.connect_query),
         "link": {name: _plain(getattr(link, name)) for name in LINK_STATE} if link.client is not None else None,
+        "seen": {name: _plain(getattr(link.session_state, name)) for name in SEEN_STATE},
     }
 
 
@@ -166,6 +175,9 @@ def restore_server(context: Context, state: State, pool: Pool, now: float) -> Se
     server.close_needed = state["close_needed"]
     server.parameters = parameters_from(context.tracked, state["parameters"])
     server.unnamed = _bytes_or_none(state["unnamed"])
+    server.connect_query = _bytes(state["connect_query"])
+    for name, value in state["seen"].items():
+        setattr(server.link.session_state, name, value)
     for rest, number in state["statements"]:
         statement = context.statements.taken_over(_bytes(rest), number)
         server.statements.add(statement)

@@ -8,11 +8,13 @@ import subprocess
 import threading
 from collections.abc import Callable
 
+import psycopg
 import pytest
 from fix_clients import Database, Login, answer, ask, backend_pid, error, run, settle, value
 from fix_postgres import environment
 from fix_proxy import MakeProxy, Proxy
 from fix_raw import MakeRawClient, bind, execute, parse, query, sync
+from fix_tls import Certificates
 from fix_wait import is_running, wait_until
 
 TakeOver = Callable[..., Proxy]
@@ -105,6 +107,57 @@ def test_a_session_moves_with_what_it_has_made(
     run(client, "create temp table mine as select 7 as a")
     take_over(proxy)
     assert value(client, "select a from mine") == "7"
+
+
+def test_what_a_client_has_left_on_its_server_is_still_known(
+    make_proxy: MakeProxy, database: Database, login: Login, take_over: TakeOver
+) -> None:
+    proxy = make_proxy(databases={"app": database.entry()}, pool_mode="transaction", session_state="pin")
+    client = login(proxy)
+    run(client, "listen news")
+    pid = backend_pid(client)
+    new = take_over(proxy)
+    assert new.show("CLIENTS", database="app")["pinned"] != ""
+    database.sql("notify news")
+    assert client.read_message().type == b"A"
+    assert backend_pid(client) == pid
+    run(client, "unlisten *")
+    wait_until(lambda: new.show("CLIENTS", database="app")["pinned"] == "")
+
+
+def test_a_client_with_tls_stays_with_the_old_process_until_it_leaves(
+    make_proxy: MakeProxy, database: Database, certificates: Certificates, take_over: TakeOver, login: Login
+) -> None:
+    settings = certificates.settings()
+    proxy = make_proxy(databases={"app": database.entry()}, pool_mode="transaction", client_tls_sslmode="allow", **settings)
+    with_tls = proxy.connect(sslmode="require")
+    plain = login(proxy)
+    new = take_over(proxy, wait=False)
+    wait_until(lambda: new.is_running() and new.log_contains("process up"))
+    assert value(plain, "select 1") == "1"
+    assert value(login(new), "select 2") == "2"
+    for _ in range(3):
+        assert with_tls.execute("select 3").fetchone() == (3,)
+    assert proxy.is_running()
+    with_tls.close()
+    wait_taken_over(proxy, new)
+
+
+def test_after_suspend_timeout_who_is_left_is_sent_away(
+    make_proxy: MakeProxy, database: Database, certificates: Certificates, take_over: TakeOver, login: Login
+) -> None:
+    proxy = make_proxy(
+        databases={"app": database.entry()}, pool_mode="transaction", client_tls_sslmode="allow", suspend_timeout=1,
+        **certificates.settings(),
+    )  # fmt: skip
+    with_tls = proxy.connect(sslmode="require")
+    busy = login(proxy)
+    ask(busy, "select pg_sleep(30)")
+    wait_until(lambda: proxy.show("POOLS", database="app")["sv_active"] == 1)
+    take_over(proxy)
+    assert error(busy.read_to_end())["M"] == "suspend_timeout"
+    with pytest.raises(psycopg.OperationalError, match="suspend_timeout"):
+        with_tls.execute("select 1")
 
 
 def test_a_query_under_way_is_answered_and_its_client_moves_after_it(
@@ -234,10 +287,15 @@ def test_restart_under_load_fails_no_transaction(
     def transactions() -> int:
         return sum(row["xact_count"] for row in now.admin("SHOW STATS_TOTALS") if row["database"] == "tight")
 
-    for _ in range(3):
+    restarts = 0
+    while restarts < 3:
         count = transactions()
-        wait_until(lambda: transactions() > count + 200)  # noqa: B023
+        wait_until(lambda: transactions() > count + 50 or running[0].poll() is not None)  # noqa: B023
+        if running[0].poll() is not None:
+            break
         now = take_over(now)
+        restarts += 1
+    assert restarts > 1
     for process in running:
         output, _ = process.communicate(timeout=40)
         assert process.returncode == 0, output
