@@ -174,7 +174,7 @@ def parameter_status(link: Link, head: i64) -> None:
     elif link.saw_reset and client is not None:
         pair = backend.parameter_status_pair(body)
         own = client.value_at_connect(pair[0]) if pair is not None else None
-        if pair is not None and own is not None and own != pair[1]:
+        if pair is not None and own is not None and own != pair[1] and link.server.had_at_login(pair[0], pair[1]):
             link.leave_out(framer.start, framer.stop)
             link.parts.append(backend.parameter_status(pair[0], own))
 
@@ -187,7 +187,9 @@ def after_reset(link: Link) -> None:
         return
     tracked = client.context.tracked
     server = link.server
-    client.parameters = tracked.restored(client.parameters, client.at_connect, server.parameters)
+    before = link.before_reset
+    link.before_reset = None
+    client.parameters = tracked.restored(before, server.parameters, server.at_login, client.at_connect)
     stays = link.keeps or link.status == STATUS_IN_TRANSACTION
     sql = tracked.difference(client.parameters, server.parameters) if stays else b""
     if sql:
@@ -234,7 +236,9 @@ def _tag(link: Link, tag: bytes) -> None:
     if link.watch:
         session_state.command(link, tag)
     if tag == RESET_TAG:
-        link.saw_reset = True
+        if not link.saw_reset:
+            link.saw_reset = True
+            link.before_reset = link.server.parameters  # what changes is reported behind the tag
         return
     if tag.startswith(CHANGES_TABLES):
         link.saw_ddl = True
@@ -244,6 +248,7 @@ def _tag(link: Link, tag: bytes) -> None:
         return
     if tag == DISCARD_ALL_TAG:
         link.saw_reset = True
+        link.before_reset = None
         link.server.lost_extras()
     link.server.statements.clear()
     link.server.unnamed = UNKNOWN

@@ -44,6 +44,7 @@ from pgpool_proxy.session.outstanding import (
     Outstanding,
     Pending,
 )
+from pgpool_proxy.session.parameters import Parameters
 from pgpool_proxy.session.session_state import PROBING, SessionState
 from pgpool_proxy.wire import frontend
 from pgpool_proxy.wire.backend import CLOSE_COMPLETE_MESSAGE, PARSE_COMPLETE_MESSAGE
@@ -111,6 +112,7 @@ class Link:
         self.rolled_back: bool = False  # a ROLLBACK was sent for a client that has left
         self.saw_ddl: bool = False  # the transaction has changed tables: plans may be stale after it
         self.saw_reset: bool = False  # RESET was run: what it reports is answered with the client's own values
+        self.before_reset: Parameters | None = None  # the parameters before it; None: all of them were reset (DISCARD ALL)
         self.mark: i64 = 0  # the chunk under way is passed on up to here
         self.parts: list[bytes] = []  # what goes out instead of the bytes before `mark`
 
@@ -202,6 +204,7 @@ class Link:
         self.rolled_back = False
         self.saw_ddl = False
         self.saw_reset = False
+        self.before_reset = None
         self.phase = FREE
         self.copy_in = False
         if self.parts:

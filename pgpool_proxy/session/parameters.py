@@ -88,11 +88,18 @@ class TrackedParameters:
                 values[at] = value
         return self.make(tuple(values))
 
-    def restored(self, current: Parameters, at_connect: Parameters, reset: Parameters) -> Parameters:
-        """`current` after a RESET: what now has the server's own value (`reset`) has the one of the connect again."""
+    def restored(
+        self, before: Parameters | None, current: Parameters, at_login: Parameters, at_connect: Parameters
+    ) -> Parameters:
+        """A client's parameters after a RESET that has made the server's `before` to `current`.
+
+        What it has changed to the value that the server had `at_login` gets the one that the client had `at_connect`; another
+        value is the client's own, from a SET behind the RESET. `before` is None for a reset of everything, which may be of no
+        visible effect.
+        """
         values = list(current.values)
-        for at, value in enumerate(reset.values):
-            if values[at] == value:
+        for at, value in enumerate(current.values):
+            if value == at_login.values[at] and (before is None or before.values[at] != value):
                 values[at] = at_connect.values[at]
         return self.make(tuple(values), at_connect.extras)
 

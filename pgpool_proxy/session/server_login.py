@@ -85,6 +85,7 @@ class ServerLogin:
                     raise errors.ProtocolViolation(errors.SERVER_PROTOCOL.with_detail("broken BackendKeyData"))
                 self.session.cancel_key = reader.body
             elif kind == READY_FOR_QUERY and self.connect_query:
+                self.session.at_login = self.session.context.tracked.from_reported(self.reported)
                 self.querying = True
                 self.session.write(frontend.query(self.connect_query))
                 rest = reader.rest()
@@ -185,6 +186,8 @@ class ServerLogin:
         session.login = None
         session.connect_query = self.connect_query
         session.parameters = session.context.tracked.from_reported(self.reported)
+        if not self.querying:
+            session.at_login = session.parameters
         session.pool.stats.connects.add(i64((now - session.connect_time) * 1_000_000))
         session.context.host.server_opened(session, now)
         if session.generation != session.pool.generation:

@@ -60,6 +60,7 @@ class ServerSession(PoolServer):
         self.link: Link = Link(self)
         self.login: ServerLogin | None = ServerLogin(self)
         self.parameters: Parameters = context.tracked.nothing
+        self.at_login: Parameters = context.tracked.nothing  # what RESET leads to
         self.statements: ServerStatements = ServerStatements(context.statements)
         self.unnamed: bytes | None = None
         self.last_words: Report | None = None  # a FATAL that the server has sent
@@ -199,6 +200,10 @@ class ServerSession(PoolServer):
             client = link.client
             if client is not None and link.phase == LINKED:
                 client.parameters = tracked.replaced(client.parameters, at, pair[1])
+
+    def had_at_login(self, name: bytes, value: bytes) -> bool:
+        at = self.context.tracked.index(name)
+        return at >= 0 and self.at_login.values[at] == value
 
     def lost_extras(self) -> None:
         """Parameters that are not reported (track_startup_parameters) have the server's own values again."""

@@ -419,3 +419,24 @@ def test_a_million_small_answers_and_one_large_row_pass(either: Proxy, login: Lo
     assert len(value(client, "select repeat('x', 30000000)") or "") == 30_000_000
     ask(client, "select 1")
     assert answer(client) == "1"
+
+
+@pytest.mark.parametrize("pool_mode", ["session", "transaction"])
+def test_a_reset_gives_back_what_it_resets_and_nothing_else(
+    make_proxy: MakeProxy, database: Database, login: Login, pool_mode: str
+) -> None:
+    proxy = make_proxy(databases={"app": database.entry()}, pool_mode=pool_mode, default_pool_size=2)
+    client, other = login(proxy, application_name="mine"), login(proxy)
+    run(client, "set time zone 'Asia/Tokyo'; set application_name = 'changed'")
+    for harmless in ("reset work_mem", "reset role", "begin; reset work_mem; commit", "begin; reset all; rollback"):
+        run(client, harmless)
+        assert (value(client, "show timezone"), value(client, "show application_name")) == ("Asia/Tokyo", "changed"), harmless
+        run(other, "set time zone 'Europe/Paris'")
+    run(client, "reset application_name; set time zone 'Asia/Tokyo'")
+    assert (value(client, "show timezone"), value(client, "show application_name")) == ("Asia/Tokyo", "mine")
+    run(client, "set application_name = 'changed'")
+    run(client, "reset all")
+    assert (value(client, "show timezone"), value(client, "show application_name")) == ("Etc/UTC", "mine")
+    run(client, "set time zone 'Asia/Tokyo'")
+    run(client, "discard all")
+    assert (value(client, "show timezone"), value(client, "show application_name")) == ("Etc/UTC", "mine")

@@ -100,12 +100,22 @@ def test_untracked_parameters_are_set_and_reset() -> None:
 
 def test_reset_gives_the_values_of_the_connect_back() -> None:
     tracked = TrackedParameters()
-    server = tracked.from_reported(REPORTED)
-    at_connect = tracked.overlaid(server, {b"TimeZone": b"Asia/Tokyo"})
-    kept = tracked.overlaid(server, {b"application_name": b"set since"})
-    found = tracked.restored(kept, at_connect, server)
+    at_login = tracked.from_reported(REPORTED)
+    at_connect = tracked.overlaid(at_login, {b"TimeZone": b"Asia/Tokyo", b"DateStyle": b"German"})
+    before = tracked.overlaid(at_login, {b"TimeZone": b"Europe/Paris", b"application_name": b"set before"})
+    after = tracked.overlaid(at_login, {b"application_name": b"set behind it"})
+    found = tracked.restored(before, after, at_login, at_connect)
     assert found.values[2] == b"Asia/Tokyo"
-    assert found.values[4] == b"set since"
+    assert found.values[4] == b"set behind it"
+    assert found.values[1] == at_login.values[1], "the client has set it to what the server has, and the RESET was of another"
+    assert tracked.restored(None, at_login, at_login, at_connect) is at_connect
+
+
+def test_a_reset_of_something_else_changes_nothing() -> None:
+    tracked = TrackedParameters()
+    at_login = tracked.from_reported(REPORTED)
+    at_connect = tracked.overlaid(at_login, {b"TimeZone": b"Asia/Tokyo"})
+    assert tracked.restored(at_login, at_login, at_login, at_connect) is at_login
 
 
 @pytest.mark.parametrize(
