@@ -82,6 +82,7 @@ class PoolLimits:
         self.server_lifetime: float = 3600.0
         self.server_idle_timeout: float = 600.0
         self.server_login_retry: float = 15.0
+        self.server_login_retry_backoff: bool = True  # off: queries are refused until then, too
         self.server_check_delay: float = 30.0
         self.server_check_query: bytes | None = b""  # None: no check; empty: an empty Query
         self.server_reset_query: bytes = b"DISCARD ALL"
@@ -192,12 +193,17 @@ class Pool:
             self.last_used = now
 
     def request(self, client: PoolClient, now: float) -> bool:
-        """`client` wants a server. True: it was given one (`assigned` was called); False: it queues."""
+        """`client` wants a server. True: it was given one (`assigned` was called); False: it queues, or was refused."""
         if self.waiting.first is None and not self.is_paused:
             server = self._pick(now)
             if server is not None:
                 self._give(server, client, now)
                 return True
+        if self.last_failure is not None and not self.limits.server_login_retry_backoff:
+            failure = self.failure(now)
+            if failure is not None:
+                client.disconnect(failure, now)
+                return False
         client.wait_start = now
         client.wait_notified = False
         self.move_client(client, CL_WAITING)
@@ -290,6 +296,13 @@ class Pool:
         self.failures += 1
         self.last_failure = report
         self.retry_at = now + retry_in
+
+    def failure(self, now: float) -> Report | None:
+        """What to tell at once to who comes now, when no server can be had: none is usable, and none will be tried yet."""
+        failure = self.last_failure
+        if failure is None or self.usable_servers > 0 or now >= self.retry_at:
+            return None
+        return errors.cached_failure(failure)
 
     def send_away(self, report: Report, now: float, waiting_too: bool) -> None:
         """No server can be had: tell those who wait for their login and, with `waiting_too`, those who wait for a server."""

@@ -76,6 +76,7 @@ class Configurator:
         limits.server_lifetime = resolve.server_lifetime(config, entry)
         limits.server_idle_timeout = settings.server_idle_timeout
         limits.server_login_retry = settings.server_login_retry
+        limits.server_login_retry_backoff = settings.server_login_retry_backoff
         limits.server_check_delay = settings.server_check_delay
         limits.server_check_query = _check_query(settings.server_check_query)
         limits.server_reset_query = settings.server_reset_query.encode()

@@ -228,7 +228,10 @@ class WorkerHost:
         )
 
     def retry_pause(self, session: ServerSession, report: Report) -> float:
-        """Growing pauses with jitter, up to server_login_retry; the first success opens the gate again."""
+        """Growing pauses with jitter, up to server_login_retry; the first success opens the gate again. Without
+        server_login_retry_backoff, that setting itself."""
         pool = session.pool
+        if not pool.limits.server_login_retry_backoff:
+            return pool.limits.server_login_retry
         pause = FIRST_RETRY_S * 2 ** min(int(pool.failures), 20)
         return float(min(pool.limits.server_login_retry, pause) * random.uniform(0.75, 1.0))

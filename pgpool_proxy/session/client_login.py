@@ -264,11 +264,10 @@ class ClientLogin:
         session.context.host.proved(self)
         pool = registry.pool(database, self.user)
         self.stage = POOL
-        if pool.server_parameters is None and not database.is_admin:
-            failure = pool.last_failure
-            if failure is not None and pool.usable_servers == 0 and now < pool.retry_at:
-                session.fail(errors.cached_failure(failure), now)
-                return
+        failure = pool.failure(now)
+        if failure is not None:
+            session.fail(failure, now)
+            return
         if registry.settle(session, pool, user, now):
             self.finish(now)
 

@@ -150,6 +150,7 @@ class Settings(BaseSettings):
     server_idle_timeout: Annotated[float, Seconds("close a server that was idle that long; 0 = never")] = 600.0
     server_lifetime: Annotated[float, Seconds("close a released server that is older; 0 = use every server once")] = 3600.0
     server_login_retry: Annotated[float, Seconds("pause after a failed connect or login to a server")] = 15.0
+    server_login_retry_backoff: Annotated[bool, Flag("begin with pauses of 0.1 s that grow to server_login_retry, and let queries wait meanwhile; 0 = as PgBouncer", own=True)] = True
     server_require_auth: Annotated[str, Text("what a server may ask for: a list of password, md5, scram-sha-256, none, or of them with !; empty = all", own=True)] = ""
     server_reset_query: Annotated[str, Text("query sent when a session pool releases a server; empty = none")] = "DISCARD ALL"
     server_reset_query_always: Annotated[bool, Flag("send server_reset_query in every pool mode")] = False

@@ -143,6 +143,32 @@ def test_a_first_login_is_refused_with_the_cause_while_the_server_is_down(
     wait_until(is_let_in, 5)
 
 
+def test_without_backoff_queries_are_refused_while_the_server_is_down_as_by_pgbouncer(
+    make_proxy: MakeProxy, make_middleman: MakeMiddleman, database: Database, login: Login
+) -> None:
+    middleman = make_middleman(database.server.port)
+    proxy = make_proxy(
+        databases={"app": f"host=127.0.0.1 port={middleman.port} dbname={database.name}"},
+        pool_mode="transaction",
+        server_login_retry=2,
+        server_login_retry_backoff=0,
+    )
+    waiting, refused = login(proxy), login(proxy)
+    assert value(waiting, "select 1") == "1"
+    middleman.refuse()
+    middleman.drop()
+    proxy.wait_log("closing because: server closed the connection")
+    ask(waiting, "select 'waited'")
+    proxy.wait_log("connect failed")
+    ask(refused, "select 1")
+    assert error(refused.read_to_end())["M"].startswith("server login has been failing, cached error: connect failed")
+    middleman.listen()
+    started = time.monotonic()
+    assert answer(waiting) == "waited"
+    assert time.monotonic() - started > 0.5
+    assert proxy.log().count("server login failed") == 1
+
+
 def test_a_failing_server_is_not_hammered(
     make_proxy: MakeProxy, make_raw_client: MakeRawClient, make_middleman: MakeMiddleman, raw_server: RawServer
 ) -> None:

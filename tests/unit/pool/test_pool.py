@@ -302,6 +302,52 @@ def test_a_full_server_lets_them_wait_on() -> None:
     assert kinds(client.take()) == ANSWER
 
 
+def test_while_no_server_can_be_had_new_clients_are_refused_and_queries_of_the_others_wait() -> None:
+    world = World()
+    client, other = world.client(), world.client()
+    world.servers[0].die()
+    client.send(QUERY)
+    world.opening[0].fail()
+    other.send(QUERY)
+    newcomer = world.connect()
+    assert newcomer.is_closed
+    assert error_code(newcomer.take()) == "08006"
+    assert (client.is_closed, other.is_closed) == (False, False)
+    world.pass_time(1.1)
+    world.settle()
+    assert kinds(client.take()) == kinds(other.take()) == ANSWER
+
+
+def test_without_backoff_queries_are_refused_as_well_until_the_next_attempt_is_due() -> None:
+    world = World(server_login_retry_backoff=False)
+    client, other, third = world.client(), world.client(), world.client()
+    world.servers[0].die()
+    client.send(QUERY)
+    world.opening[0].fail()
+    assert not client.is_closed, "it waited already"
+    other.send(QUERY)
+    assert error_code(other.take()) == "08006"
+    assert other.is_closed
+    world.now += 1.1
+    third.send(QUERY)
+    assert not third.is_closed
+    world.settle()
+    assert kinds(client.take()) == kinds(third.take()) == ANSWER
+
+
+def test_a_query_waits_while_there_is_a_server_that_is_only_busy() -> None:
+    world = World(pool_size=3, server_login_retry_backoff=False)
+    busy = holder(world)
+    waiting = waiter(world)
+    world.opening[0].fail()
+    late = world.client()
+    late.send(QUERY)
+    assert not late.is_closed
+    busy.send(COMMIT)
+    world.settle()
+    assert kinds(waiting.take()) == kinds(late.take()) == ANSWER
+
+
 def test_no_server_is_opened_for_a_database_that_was_removed() -> None:
     world = World(min_pool_size=1)
     client = world.client()
