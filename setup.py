@@ -26,6 +26,7 @@ COMPILED = (
     f"{PACKAGE}/session/*.py",
     f"{PACKAGE}/net/client_connection.py",
     f"{PACKAGE}/net/server_connection.py",
+    f"{PACKAGE}/net/tls_transport.py",
     f"{PACKAGE}/process/host.py",
     f"{PACKAGE}/process/logins.py",
     f"{PACKAGE}/log_lines.py",

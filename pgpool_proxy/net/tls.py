@@ -1,9 +1,9 @@
 """TLS on both sides: contexts out of settings and files, and the handshakes.
 
-Bytes that came in clear are never taken for encrypted ones (CVE-2021-3935, CVE-2021-23222): reading from the socket is paused
-in the very call that sees the request or its answer, anything beside it breaks the connection, and whatever is still in the
-kernel then goes to OpenSSL. Until a client's handshake is done its session writes into nothing, so no clear text gets into
-it either.
+Bytes that came in clear are never taken for encrypted ones (CVE-2021-3935, CVE-2021-23222): in the very call that sees a
+client's request the socket is handed over to OpenSSL, and in the one that sees a server's answer reading is paused until it
+is; anything beside the request or the answer breaks the connection. Until a client's handshake is done its session writes
+into nothing, so no clear text gets into it either. The encrypted stream itself is net/tls_transport.py's.
 
 A set-up that cannot be read raises ConfigError; who had one before keeps it.
 """
@@ -22,14 +22,13 @@ from typing import Any, Final, cast
 from pgpool_proxy import errors, log
 from pgpool_proxy.auth.channel_binding import tls_server_end_point
 from pgpool_proxy.errors import ConfigError
-from pgpool_proxy.net.tasks import Tasks
+from pgpool_proxy.net.tls_transport import TlsTransport
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.settings.config import Config, beside
 from pgpool_proxy.settings.entries import DatabaseEntry
 from pgpool_proxy.wire.frontend import SSL_REQUEST_PACKET
 
 ALPN: Final = "postgresql"
-SHUTDOWN_S: Final = 2.0  # how long a peer may take to answer close_notify
 HANDSHAKE_S: Final = 60.0  # where the settings set no limit
 VERSIONS: Final = {
     "tlsv1.0": ssl.TLSVersion.TLSv1,
@@ -234,7 +233,7 @@ def own_binding(path: str) -> bytes | None:
     return tls_server_end_point(ssl.PEM_cert_to_DER_cert(text[start : end + len("-----END CERTIFICATE-----")]))
 
 
-def described(tls: asyncio.BaseTransport) -> str:
+def described(tls: asyncio.BaseTransport | TlsTransport) -> str:
     """`TLSv1.3/TLS_AES_256_GCM_SHA384`, for SHOW and the log."""
     connection = tls.get_extra_info("ssl_object")
     cipher = connection.cipher()
@@ -242,28 +241,6 @@ def described(tls: asyncio.BaseTransport) -> str:
 
 
 # --- clients --------------------------------------------------------------------------------------------------------------
-class Deaf:
-    """The transport of a session whose handshake is under way: nothing is sent, since nothing may be sent in clear."""
-
-    def __init__(self, raw: asyncio.Transport) -> None:
-        self._raw = raw
-
-    def write(self, data: bytes) -> None:
-        return None
-
-    def close(self) -> None:
-        self._raw.abort()
-
-    def abort(self) -> None:
-        self._raw.abort()
-
-    def pause_reading(self) -> None:
-        return None
-
-    def resume_reading(self) -> None:
-        return None
-
-
 @dataclass(frozen=True)
 class ClientSetup:
     """`context` is None without TLS; `binding` is the tls-server-end-point of the certificate."""
@@ -275,10 +252,9 @@ class ClientSetup:
 
 
 class ClientTls:
-    """TLS with clients: the set-up in force, and the handshakes under way."""
+    """TLS with clients: the set-up in force."""
 
-    def __init__(self, tasks: Tasks) -> None:
-        self._tasks = tasks
+    def __init__(self) -> None:
         self._setup: ClientSetup | None = None
 
     def read(self, config: Config) -> ClientSetup:
@@ -307,70 +283,54 @@ class ClientTls:
         if setup is None or setup.context is None:
             return False
         raw = cast(asyncio.Transport, session.transport)
-        raw.pause_reading()  # what comes from now on is for OpenSSL
+        handshake = ClientHandshake(session, setup.context, setup.binding, bool(early), limit_s or HANDSHAKE_S)
+        transport = TlsTransport(raw, cast(Any, raw.get_protocol()), setup.context, handshake)
+        session.transport = transport
         if not early:
             raw.write(b"S")
-        session.transport = Deaf(raw)
-        shaking = self._shake_hands(session, raw, setup.context, setup.binding, early, limit_s or HANDSHAKE_S)
-        self._tasks.start(shaking, f"TLS with client {session.number}")
-        if early:
-            # The task's first step puts the TLS protocol in place and schedules its start and the end of the pause. `feed` is
-            # scheduled by the call after that step, so the three run in one go, before the loop looks at the socket again.
-            loop = asyncio.get_running_loop()
-            loop.call_soon(loop.call_soon, feed, raw, early)
+        transport.begin(early)
         return True
 
-    async def _shake_hands(
-        self,
-        session: ClientSession,
-        raw: asyncio.Transport,
-        context: ssl.SSLContext,
-        binding: bytes | None,
-        early: bytes,
-        limit_s: float,
+
+class ClientHandshake:
+    """What is to be done when a client's handshake has ended, or has not after `limit_s`."""
+
+    def __init__(
+        self, session: ClientSession, context: ssl.SSLContext, binding: bytes | None, is_direct: bool, limit_s: float
     ) -> None:
-        try:
-            tls = await asyncio.get_running_loop().start_tls(
-                raw,
-                raw.get_protocol(),
-                context,
-                server_side=True,
-                ssl_handshake_timeout=limit_s,
-                ssl_shutdown_timeout=SHUTDOWN_S,
-            )
-        except (OSError, ValueError) as error:
-            raw.abort()
-            session.leave(errors.TLS_FAILED.with_detail(_shown(error)), monotonic())
-            return
-        # No await from here to the end: the first encrypted bytes are delivered after this step.
+        self._session = session
+        self._context = context
+        self._binding = binding
+        self._is_direct = is_direct
+        self._timer = asyncio.get_running_loop().call_later(limit_s, self._timed_out)
+
+    def tls_opened(self, transport: TlsTransport) -> None:
+        self._timer.cancel()
+        session = self._session
         login = session.login
-        if tls is None or login is None or session.is_closed:
-            raw.abort()
+        if login is None or session.is_closed:
+            transport.abort()
             return
-        session.transport = tls
-        connection = tls.get_extra_info("ssl_object")
-        if early and connection.selected_alpn_protocol() != ALPN:
+        connection = transport.tls
+        if self._is_direct and connection.selected_alpn_protocol() != ALPN:
             session.leave(errors.TLS_FAILED.with_detail("direct TLS without ALPN postgresql"), monotonic())
             return
-        names = certificate_names(connection.getpeercert()) if context.verify_mode != ssl.CERT_NONE else []
-        login.encrypted(described(tls), binding, names)
+        names = certificate_names(connection.getpeercert()) if self._context.verify_mode != ssl.CERT_NONE else []
+        login.encrypted(described(transport), self._binding, names)
         log.connection_logger("C", session.number, "", "", session.address, session.port).debug(
             f"SSL established: {session.tls}"
         )
 
+    def tls_failed(self, error: Exception) -> None:
+        self._timer.cancel()
+        self._session.leave(errors.TLS_FAILED.with_detail(_shown(error)), monotonic())
 
-def feed(raw: asyncio.Transport, early: bytes) -> None:
-    """Hand bytes that were read already to the TLS protocol of `raw`, through the interface that transports use."""
-    protocol = cast(Any, raw.get_protocol())
-    if raw.is_closing():
-        return
-    view = memoryview(early)
-    while view:
-        buffer = protocol.get_buffer(len(view))
-        count = min(len(view), len(buffer))
-        buffer[:count] = view[:count]
-        protocol.buffer_updated(count)
-        view = view[count:]
+    def tls_lost(self, error: BaseException | None) -> None:
+        self._timer.cancel()
+        self._session.leave(errors.TLS_FAILED.with_detail("the client closed the connection"), monotonic())
+
+    def _timed_out(self) -> None:
+        self._session.leave(errors.TLS_FAILED.with_detail("the handshake took too long"), monotonic())
 
 
 def certificate_names(certificate: Any) -> list[str]:
@@ -503,22 +463,38 @@ async def secured(
 async def _shake_hands_with_server(
     raw: asyncio.Transport, setup: ServerSetup, host: str, connection: object, limit_s: float
 ) -> asyncio.Transport:
+    loop = asyncio.get_running_loop()
+    handshake = ServerHandshake(loop.create_future())
+    tls = TlsTransport(raw, cast(Any, connection), setup.context, handshake, host)
+    timer = loop.call_later(limit_s, handshake.tls_failed, TlsRefused("the TLS handshake took too long"))
     try:
-        tls = await asyncio.get_running_loop().start_tls(
-            raw,
-            cast(asyncio.Protocol, connection),
-            setup.context,
-            server_hostname=host,
-            ssl_handshake_timeout=limit_s,
-            ssl_shutdown_timeout=SHUTDOWN_S,
-        )
-    except ssl.SSLError as error:
-        raise TlsRefused(_shown(error)) from None
-    if tls is None:
-        raise TlsRefused("the server closed the connection in the TLS handshake")
-    if setup.wanted.direct and tls.get_extra_info("ssl_object").selected_alpn_protocol() != ALPN:
+        tls.begin()
+        raw.resume_reading()
+        await handshake.ended
+    finally:
+        timer.cancel()
+    if setup.wanted.direct and tls.tls.selected_alpn_protocol() != ALPN:
         raise TlsRefused("the server does not speak direct TLS: no ALPN")
-    return tls
+    loop.call_soon(tls.begin_reading)  # after the caller, who goes on in this very step, has it
+    return cast(asyncio.Transport, tls)
+
+
+class ServerHandshake:
+    """How a handshake with a server has ended, as a future."""
+
+    def __init__(self, ended: asyncio.Future[None]) -> None:
+        self.ended = ended
+
+    def tls_opened(self, transport: TlsTransport) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def tls_failed(self, error: Exception) -> None:
+        if not self.ended.done():
+            self.ended.set_exception(TlsRefused(_shown(error)) if isinstance(error, ssl.SSLError) else error)
+
+    def tls_lost(self, error: BaseException | None) -> None:
+        self.tls_failed(TlsRefused("the server closed the connection in the TLS handshake"))
 
 
 def server_binding(tls: asyncio.BaseTransport) -> bytes | None:

@@ -26,7 +26,6 @@ from pgpool_proxy.auth.exchange import Secret, parse_require_auth
 from pgpool_proxy.auth.secret import PLAIN
 from pgpool_proxy.auth.userlist import parse_userlist
 from pgpool_proxy.errors import ConfigError
-from pgpool_proxy.net.tasks import Tasks
 from pgpool_proxy.net.tls import ClientTls, ServerTls, server_side
 from pgpool_proxy.process.rules import read_rules
 from pgpool_proxy.settings import resolve
@@ -108,7 +107,7 @@ def _read_files(config: Config, findings: Findings) -> dict[str, Secret]:
     """Everything that the configuration names, as the daemon reads it; the users that are known."""
     for read in (
         lambda: read_rules(config),
-        lambda: ClientTls(Tasks()).read(config),
+        lambda: ClientTls().read(config),
         lambda: ServerTls().read(config),
         lambda: parse_require_auth(config.settings.server_require_auth),
     ):

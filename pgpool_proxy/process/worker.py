@@ -59,7 +59,7 @@ class Worker:
         self.started_at: float = time()
         self._wall_offset = time() - monotonic()
         self.tasks = Tasks()
-        self.client_tls = ClientTls(self.tasks)
+        self.client_tls = ClientTls()
         self.server_tls = ServerTls()
         self.connector = Connector(self, self.tasks, self.server_tls)
         self.configurator = Configurator(self)

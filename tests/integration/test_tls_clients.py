@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import ssl
 import struct
@@ -17,9 +18,22 @@ import psycopg
 import pytest
 from fix_postgres import Postgres, environment
 from fix_proxy import MakeProxy, Proxy
-from fix_raw import GSSENC_REQUEST, SSL_REQUEST, MakeRawClient, Peer, RawClient, request, startup_message
+from fix_raw import (
+    GSSENC_REQUEST,
+    SSL_REQUEST,
+    MakeRawClient,
+    Peer,
+    RawClient,
+    bind,
+    execute,
+    parse,
+    query,
+    request,
+    startup_message,
+    sync,
+)
 from fix_tls import Certificates, reload_by_signal
-from fix_wait import LOOPBACK
+from fix_wait import LOOPBACK, wait_until
 
 TLS_MODES = ("allow", "prefer", "require")
 SSL = request(SSL_REQUEST)
@@ -297,6 +311,79 @@ async def test_asyncpg_logs_in_over_tls(tls_proxy: Proxy, certificates: Certific
     )  # fmt: skip
     assert await connection.fetchval("select 7") == 7
     await connection.close()
+
+
+# --- the encrypted stream -------------------------------------------------------------------------------------------------
+def test_large_values_go_both_ways_and_a_slow_reader_holds_up_only_itself(
+    make_proxy: MakeProxy, certificates: Certificates
+) -> None:
+    proxy = make_proxy(client_tls_sslmode="require", pool_mode="transaction", **certificates.settings())
+    slow = upgraded(proxy.port, certificates.client_context())
+    slow.login()
+    slow.send(query("select repeat('x', 30000000)"))
+    before = proxy.rss()
+    connection = proxy.connect(sslmode="require")
+    for size in (1, 16_383, 16_384, 16_385, 3_000_000):
+        found = connection.execute("select length(%s::text), repeat('y', %s)", ["x" * size, size]).fetchone()
+        assert found == (size, "y" * size)
+    assert proxy.rss() - before < 25_000_000  # the slow one's 30 MB wait at the server
+    data = bytearray()
+    while not data.endswith(b"Z\0\0\0\5I"):
+        part = slow.socket.recv(1 << 20)
+        assert part
+        data += part
+    assert data.count(b"x") == 30_000_000
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl on the PATH")
+def test_a_client_may_ask_for_new_keys(make_proxy: MakeProxy, certificates: Certificates) -> None:
+    """`K` is s_client's command for a key update that wants ours, too."""
+    proxy = make_proxy(client_tls_sslmode="require", **certificates.settings())
+    process = subprocess.Popen(
+        ["openssl", "s_client", "-starttls", "postgres", "-tls1_3", "-CAfile", certificates.ca, f"{LOOPBACK}:{proxy.port}"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    said = b""
+
+    def hear(what: bytes) -> None:
+        nonlocal said
+        while what not in said:
+            part = process.stdout.read(65536)  # type: ignore[union-attr]
+            assert part, said
+            said += part
+
+    try:
+        hear(b"Verify return code: 0")
+        process.stdin.write(startup_message())
+        hear(b"Z\0\0\0\5I")
+        for _ in range(3):
+            said = b""
+            process.stdin.write(b"K\n")
+            hear(b"KEYUPDATE")
+            process.stdin.write(parse("select 'after the update'") + bind() + execute() + sync())  # no Q: that means quit
+            hear(b"after the update")
+            hear(b"Z\0\0\0\5I")
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+def test_a_client_that_leaves_in_the_handshake_is_gone_at_once(
+    make_proxy: MakeProxy, certificates: Certificates, make_raw_client: MakeRawClient
+) -> None:
+    proxy = make_proxy(client_tls_sslmode="allow", client_login_timeout=0, max_client_conn=2, **certificates.settings())
+    for number in range(5):
+        client = make_raw_client(proxy.port)
+        client.send(SSL)
+        assert client.read_bytes(1) == b"S"
+        client.reset() if number % 2 else client.close()
+    assert proxy.wait_log("TLS handshake failed: the client closed the connection")
+    wait_until(lambda: proxy.log_contains("TLS handshake failed: the client closed the connection", times=5))
+    assert proxy.sql("select 1", sslmode="require") == [(1,)]
 
 
 # --- direct TLS -----------------------------------------------------------------------------------------------------------
