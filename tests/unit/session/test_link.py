@@ -31,7 +31,7 @@ from fix_sessions import (
 
 from pgpool_proxy import errors
 from pgpool_proxy.errors import Report
-from pgpool_proxy.pool.pool import SESSION, STATEMENT, TRANSACTION
+from pgpool_proxy.pool.pool import PIN, RESET, SESSION, STATEMENT, TRANSACTION, WARN
 from pgpool_proxy.pool.states import SV_ACTIVE, SV_IDLE, SV_TESTED
 from pgpool_proxy.session.server_session import CANCEL_GRACE_S
 from pgpool_proxy.wire import backend, frontend
@@ -184,6 +184,39 @@ def test_a_client_sees_what_postgresql_would_have_said(name: str, size: int, bac
     assert server.session.link.outstanding.is_empty
     if mode == TRANSACTION:
         assert server.session.state == SV_IDLE, "the server is not given back"
+
+
+#: what leaves something behind, and what follows right behind it
+STATES: dict[str, bytes | list[bytes]] = {
+    "settings": [query(b"set a='b'"), SELECT, query(b"reset a"), SELECT, query(b"reset all"), SELECT],
+    "settings in pipelines": parse(b"", b"set a='b'") + bind(b"") + execute() + SYNC + SELECT + query(b"reset a") + SELECT,
+    "doubt and a request": query(b"listen a") + query(b"unlisten a") + SELECT + parse(b"", b"select 2") + bind(b"") + SYNC,
+    "doubt and COPY": [query(b"listen a"), query(b"unlisten a") + query(b"copy in") + copy_data() + COPY_DONE],
+    "SQL's PREPARE in a transaction": [BEGIN, query(b"prepare p"), query(b"error"), query(b"rollback"), SELECT],
+    "locks": [
+        parse(b"s", b"select pg_advisory_lock(1)") + parse(b"t", b"select pg_advisory_unlock(1)") + SYNC,
+        bind(b"s") + execute() + SYNC,
+        bind(b"t") + execute() + SYNC + SELECT,
+    ],
+}
+
+
+@pytest.mark.parametrize("session_state", [WARN, RESET, PIN])
+@pytest.mark.parametrize(("size", "back", "eager"), WAYS)
+@pytest.mark.parametrize("name", [*CONVERSATIONS, *STATES])
+def test_it_is_the_same_when_session_state_watches(name: str, size: int, back: int, eager: bool, session_state: int) -> None:
+    conversation = {**CONVERSATIONS, **STATES}[name]
+    world = World(pool_size=1, session_state=session_state)
+    client = world.client()
+    got = through(world, client, conversation, size, back, eager)
+    assert [messages(one) for one in got] == [messages(one) for one in by_postgresql(conversation)]
+    assert not client.is_closed
+    client.vanish()
+    world.settle()
+    server = world.servers[0]
+    assert not server.is_closed
+    assert server.session.link.outstanding.is_empty
+    assert server.session.state == SV_IDLE, "the server is not given back"
 
 
 @pytest.mark.parametrize(("size", "back", "eager"), WAYS[:3])
