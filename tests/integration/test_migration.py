@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,5 +106,49 @@ def test_they_share_the_port_until_pgbouncer_has_gone(ini: Proxy) -> None:
     subprocess.run(["kill", "-INT", str(pid)], check=True)
     wait_until(lambda: not (ini.directory / "pgbouncer.pid").exists(), 20)
     assert "PgBouncer" not in versions(ini, ini.port, 10)
+    with psycopg.connect(ini.dsn(user="md5_user", password="md5-secret")) as connection:
+        assert connection.execute("select current_user").fetchone() == ("md5_user",)
+
+
+def test_with_r_nobody_is_refused(ini: Proxy) -> None:
+    """`-d` is left out, so that the process is ours to watch."""
+    line = line_of_the_page("pgpool-proxy -R")
+    assert line == f"pgpool-proxy -R -d {THEIR_INI}"
+    account = unprivileged_account()
+    command = [*daemon_command(), *([] if account is None else ["-u", account]), "-R", str(ini.ini)]
+    ini.command = lambda: command  # type: ignore[method-assign]
+    ini.write_config = lambda: None  # type: ignore[method-assign]
+    ini.environ = {"PGPOOL_PROXY_METRICS_PORT": "0"}
+    assert versions(ini, ini.port, 1) == {"PgBouncer"}
+    refused: list[str] = []
+    over = threading.Event()
+
+    def knock() -> None:
+        while not over.is_set():
+            try:
+                socket.create_connection((ini.host, ini.port), timeout=10).close()
+            except OSError as error:
+                refused.append(str(error))
+
+    knocking = threading.Thread(target=knock)
+    knocking.start()
+    try:
+        ini.launch()
+        ini_log = ini.directory / "pgbouncer.log"
+        wait_until(lambda: "process up: pgpool_proxy" in ini_log.read_text(), 30)
+        pidfile = ini.directory / "pgbouncer.pid"
+
+        def is_ours() -> bool:
+            try:
+                return pidfile.read_text() == f"{ini.pid}\n"
+            except FileNotFoundError:  # between theirs and ours
+                return False
+
+        wait_until(is_ours, 20)
+    finally:
+        over.set()
+        knocking.join()
+    assert refused == []
+    assert "PgBouncer" not in versions(ini, ini.port, 5)
     with psycopg.connect(ini.dsn(user="md5_user", password="md5-secret")) as connection:
         assert connection.execute("select current_user").fetchone() == ("md5_user",)
