@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["fix_postgres", "fix_proxy", "fix_tcp", "fix_raw", "fix_clients", "fix_tls", "fix_drivers"]
+pytest_plugins = ["fix_postgres", "fix_proxy", "fix_tcp", "fix_raw", "fix_clients", "fix_tls", "fix_dns", "fix_drivers"]

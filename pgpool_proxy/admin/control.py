@@ -191,6 +191,14 @@ class Source(Protocol):
         """Host names that were looked up: name, seconds that the answer is still good for, addresses."""
         ...
 
+    def dns_zones(self) -> Iterable[tuple[str, int, int]]:
+        """Zones of these names: name, serial (0: not known yet), how many names."""
+        ...
+
+    def dns_queries(self) -> int:
+        """Questions to name servers that are not answered yet."""
+        ...
+
     def resident_bytes(self) -> int:
         """Memory of the process."""
         ...

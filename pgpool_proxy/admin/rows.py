@@ -204,8 +204,8 @@ def lists(source: Source) -> Iterable[Row]:
         "free_servers": 0,
         "used_servers": servers,
         "dns_names": len(list(source.dns_hosts())),
-        "dns_zones": 0,
-        "dns_queries": 0,
+        "dns_zones": len(list(source.dns_zones())),
+        "dns_queries": source.dns_queries(),
         "dns_pending": 0,
     }
     return list(counts.items())
@@ -242,8 +242,9 @@ def dns_hosts(source: Source) -> Iterable[Row]:
 
 
 def dns_zones(source: Source) -> Iterable[Row]:
-    """Serial numbers of zones are not watched (dns_zone_check_period has no effect)."""
-    return []
+    """None without dns_zone_check_period."""
+    rows: list[tuple[Cell, ...]] = list(source.dns_zones())
+    return rows
 
 
 def version(source: Source) -> Iterable[Row]:

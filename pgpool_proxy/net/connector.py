@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any, Protocol, cast
 
 from pgpool_proxy import errors, log
+from pgpool_proxy.net.dns import Dns
 from pgpool_proxy.net.listener import tune
 from pgpool_proxy.net.server_connection import ServerConnection
 from pgpool_proxy.net.tasks import Tasks
@@ -45,8 +46,9 @@ class CancelConnection(asyncio.Protocol):
 class Connector:
     """The launcher of all pools of this process."""
 
-    def __init__(self, source: ConfigSource, tasks: Tasks, tls: ServerTls) -> None:
+    def __init__(self, source: ConfigSource, tasks: Tasks, tls: ServerTls, dns: Dns) -> None:
         self._source = source
+        self._dns = dns
         self._tls = tls
         self._tasks = tasks
         self._context: Context | None = None
@@ -113,12 +115,33 @@ class Connector:
 
     async def _reach(self, connection: object, pool: Pool, host: str, port: int) -> asyncio.Transport:
         """A connection to a server of `pool`, with TLS where that is wanted; never over a unix socket. Raises OSError."""
-        connect = partial(_connect, asyncio.get_running_loop(), host=host, port=port)
+        connect = partial(self._connect, host=host, port=port)
         setup = self._tls.setup(pool.database.name)
         if setup is None or host.startswith(("/", "@")):
             return await connect(connection)
         timeout = self._source.config.settings.server_connect_timeout
         return await secured(setup, host, connection, connect, timeout)
+
+    async def _connect(self, connection: object, host: str, port: int) -> asyncio.Transport:
+        """A plain connection to a TCP or unix address; of a name's addresses, to the first that takes it. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        protocol = cast(Any, connection)  # native classes and asyncio.Protocol have the methods, not the base class
+        if host.startswith(("/", "@")):
+            path = f"{host}/.s.PGSQL.{port}"
+            if path.startswith("@"):
+                path = "\0" + path[1:]
+            transport, _ = await loop.create_unix_connection(lambda: protocol, path)
+            return transport
+        addresses = await self._dns.addresses(host)
+        for address in addresses[:-1]:
+            try:
+                transport, _ = await loop.create_connection(lambda: protocol, address, port)
+            except OSError as error:
+                log.get_logger().debug(f"{host}: {address}:{port}: {error}")
+            else:
+                return transport
+        transport, _ = await loop.create_connection(lambda: protocol, addresses[-1], port)
+        return transport
 
     def _failed(self, session: ServerSession, error: Exception) -> None:
         entry_name = session.pool.database.name
@@ -165,19 +188,6 @@ class Connector:
             transport.abort()
             return
         session.connected(transport, monotonic())
-
-
-async def _connect(loop: asyncio.AbstractEventLoop, connection: object, host: str, port: int) -> asyncio.Transport:
-    """A plain connection to a TCP or unix address. Raises OSError."""
-    protocol = cast(Any, connection)  # native classes and asyncio.Protocol have the methods, not the base class
-    if host.startswith(("/", "@")):
-        path = f"{host}/.s.PGSQL.{port}"
-        if path.startswith("@"):
-            path = "\0" + path[1:]
-        transport, _ = await loop.create_unix_connection(lambda: protocol, path)
-    else:
-        transport, _ = await loop.create_connection(lambda: protocol, host, port)
-    return transport
 
 
 def _tune(pseudo: Any, config: Config) -> None:

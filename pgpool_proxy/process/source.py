@@ -53,6 +53,9 @@ class WorkerLike(Protocol):
     @property
     def listener(self) -> Listener: ...
 
+    @property
+    def dns(self) -> Names: ...
+
     def clock(self) -> float: ...
 
     def wall(self, at: float) -> datetime: ...
@@ -70,6 +73,17 @@ class WorkerLike(Protocol):
     def hand_over(self, session: ClientSession, done: Done) -> HandOver: ...
 
     def apply(self, config: Config) -> None: ...
+
+
+class Names(Protocol):
+    """What is needed of net/dns.py."""
+
+    @property
+    def queries(self) -> int: ...
+
+    def hosts(self) -> Iterable[tuple[str, int, str]]: ...
+
+    def zones(self) -> Iterable[tuple[str, int, int]]: ...
 
 
 class Statistics(Protocol):
@@ -149,9 +163,13 @@ class WorkerSource:
         return descriptor(member)
 
     def dns_hosts(self) -> Iterable[tuple[str, int, str]]:
-        dns: Any = getattr(self._worker, "dns", None)
-        found: Iterable[tuple[str, int, str]] = dns.hosts() if dns is not None else ()
-        return found
+        return self._worker.dns.hosts()
+
+    def dns_zones(self) -> Iterable[tuple[str, int, int]]:
+        return self._worker.dns.zones()
+
+    def dns_queries(self) -> int:
+        return self._worker.dns.queries
 
     def resident_bytes(self) -> int:
         try:

@@ -18,6 +18,7 @@ from pgpool_proxy.auth.exchange import Secret
 from pgpool_proxy.auth.userlist import parse_userlist
 from pgpool_proxy.errors import Report
 from pgpool_proxy.net.connector import Connector
+from pgpool_proxy.net.dns import Dns
 from pgpool_proxy.net.listener import Listener
 from pgpool_proxy.net.tasks import Tasks
 from pgpool_proxy.net.tls import ClientTls, ServerTls
@@ -27,6 +28,7 @@ from pgpool_proxy.pool.janitor import Janitor, Order
 from pgpool_proxy.pool.ledger import LocalLedger
 from pgpool_proxy.pool.pool import STATEMENT
 from pgpool_proxy.pool.registry import Database, Registry
+from pgpool_proxy.pool.states import SV_IDLE, SV_USED
 from pgpool_proxy.process.configurator import Configurator
 from pgpool_proxy.process.control import WorkerControl
 from pgpool_proxy.process.handover import HandOver
@@ -61,7 +63,8 @@ class Worker:
         self.tasks = Tasks()
         self.client_tls = ClientTls()
         self.server_tls = ServerTls()
-        self.connector = Connector(self, self.tasks, self.server_tls)
+        self.dns = Dns(self.tasks, self.addresses_gone)
+        self.connector = Connector(self, self.tasks, self.server_tls, self.dns)
         self.configurator = Configurator(self)
         self.registry = Registry(LocalLedger(), self.connector, self.configurator)
         self.keys = CancelKeys(os.urandom, config.settings.peer_id)
@@ -151,6 +154,7 @@ class Worker:
         context.cancel_on_disconnect = settings.cancel_on_disconnect
         context.track_startup_parameters = settings.track_startup_parameters
         context.login_notify_message = settings.login_notify_message
+        self.dns.configure(settings)
         self.listener.tune(settings)
         self.registry.max_client_conn = settings.max_client_conn
         self.janitor.client_login_timeout = settings.client_login_timeout
@@ -248,6 +252,7 @@ class Worker:
         for order in self.janitor.tick(now):
             self._obey(order, now)
         self.control.tick(now)
+        self.dns.tick(now)
         if now >= self._stats_due:
             period = self.config.settings.stats_period
             self._stats_due = now + period
@@ -277,6 +282,16 @@ class Worker:
             self.context.forget_pool(pool)
         elif order.action == orders.DROP_DATABASE and order.database is not None:
             self.control.remove_database(order.database, now)
+
+    def addresses_gone(self, host: str, gone: frozenset[str]) -> None:
+        """A host name has other addresses now: servers at those that it has no more are obsolete."""
+        log.get_logger().info(f"DNS: {host} is not at {', '.join(sorted(gone))} any more")
+        now = monotonic()
+        for server in self.registry.all_servers():
+            if isinstance(server, ServerSession) and server.host == host and server.address in gone:
+                server.close_needed = True
+                if server.state in (SV_IDLE, SV_USED):
+                    server.disconnect(errors.OBSOLETE_CONNECTION, now)
 
     # --- online restart ---------------------------------------------------------------------------------------------------
     def stop_accepting(self) -> None:

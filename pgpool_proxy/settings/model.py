@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     disable_pqexec: Annotated[bool, Flag("disconnect clients that use the simple query protocol", changeable=False)] = False
     dns_max_ttl: Annotated[float, Seconds("how long a host name's addresses are kept")] = 15.0
     dns_nxdomain_ttl: Annotated[float, Seconds("how long a failed host name lookup is kept")] = 15.0
-    dns_zone_check_period: Annotated[float, Seconds("poll zone serials (c-ares only)", effect=False)] = 0.0
+    dns_zone_check_period: Annotated[float, Seconds("how often the serials of host names' zones are asked for; 0 = never")] = 0.0
     idle_transaction_timeout: Annotated[float, Seconds("close a client that is idle in a transaction that long; 0 = never")] = 0.0
     ignore_startup_parameters: Annotated[str, Text("startup parameters to ignore, a comma list; options = all unknown ones in options")] = ""
     job_name: Annotated[str, Text("name of the Windows service", changeable=False, effect=False)] = "pgbouncer"
@@ -140,7 +140,7 @@ class Settings(BaseSettings):
     readiness_databases: Annotated[str, Text("databases that must have a server, or one that answers, for /readyz to say yes; a comma list", own=True)] = ""
     reserve_pool_size: Annotated[int, Whole("further server connections for a pool whose clients wait too long")] = 0
     reserve_pool_timeout: Annotated[float, Seconds("how long a client waits before the reserve is used; 0 = reserve off")] = 5.0
-    resolv_conf: Annotated[str, Text("own resolv.conf (c-ares and evdns only)", changeable=False, effect=False)] = ""
+    resolv_conf: Annotated[str, Text("file to read instead of /etc/resolv.conf", changeable=False)] = ""
     sbuf_loopcnt: Annotated[int, Whole("reads in a row per connection; here the event loop decides", effect=False)] = 5
     scram_iterations: Annotated[int, Whole("iterations of the SCRAM secrets made from plain passwords", low=1)] = 4096
     server_check_delay: Annotated[float, Seconds("check a server before use when it was idle longer; 0 = at every release")] = 30.0

@@ -104,6 +104,9 @@ class House:
             users={"alice": UserEntry("alice", pool_size=7, pool_mode="session", max_user_connections=9)},
             peers={3: PeerEntry(3, "10.0.0.3"), 2: PeerEntry(2, "/sockets", 6433, 5)},
         )
+        self.dns = SimpleNamespace(
+            queries=1, hosts=lambda: iter([("db.internal", 12, "10.0.0.1")]), zones=lambda: iter([("internal", 7, 1)])
+        )
         self.registry = Registry(LocalLedger(), self, self)
         self.context = Context(self, self.registry, CancelKeys(Random(1).randbytes), TrackedParameters())
         self.stats = self.host = self.logins = self.lookups = self
