@@ -64,7 +64,7 @@ class LoginParameters:
         self.own[b"application_name"] = given + f" - {address}:{port}".encode()
 
     def _take(self, context: Context, name: bytes, value: bytes, what: str, extras: dict[bytes, bytes]) -> None:
-        if context.tracked.index(name) >= 0:
+        if 0 <= context.tracked.index(name) < context.tracked.asked_for:
             self.own[name] = value
             return
         shown = name.decode("utf-8", "replace")
@@ -93,7 +93,12 @@ class Spellings:
         for name, value in asked.own.items():
             spelled = self._spelled(name, value)
             own[name] = value if spelled is None else spelled
-        return self._tracked.with_extras(self._tracked.overlaid(self._base, own), asked.extras)
+        extras = asked.extras
+        for name, value in extras:
+            if self._is_reported(name):  # search_path, by PostgreSQL 18
+                own[name] = self._known.get((name, value), value)
+                extras = tuple([extra for extra in extras if extra[0] != name])
+        return self._tracked.with_extras(self._tracked.overlaid(self._base, own), extras)
 
     def must_ask(self, asked: LoginParameters) -> bool:
         """Is there a value whose spelling, or whose being accepted at all, only a server knows?"""
@@ -111,7 +116,12 @@ class Spellings:
             if spelled is not None:
                 self._known[(name.lower(), value)] = spelled
         for name, value in asked.extras:
-            self._known[(name, value)] = value
+            spelled = answered.values[self._tracked.index(name)] if self._is_reported(name) else None
+            self._known[(name, value)] = value if spelled is None else spelled
+
+    def _is_reported(self, name: bytes) -> bool:
+        at = self._tracked.index(name)
+        return at >= 0 and self._base.values[at] is not None
 
     def _spelled(self, name: bytes, value: bytes) -> bytes | None:
         base = self._base.values[self._tracked.index(name)]

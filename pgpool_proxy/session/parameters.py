@@ -19,6 +19,8 @@ ALWAYS_TRACKED: Final = (
     b"standard_conforming_strings",
     b"application_name",
 )
+WHERE_REPORTED: Final = b"search_path"  # by PostgreSQL 18 and later: tracked without being asked for
+EXACT: Final = (b"application_name", b"search_path")  # upper and lower case are different values
 MAX_SHARED: Final = 10_000  # distinct sets of values that are kept to be shared; beyond it they are simply not shared
 
 
@@ -40,6 +42,9 @@ class TrackedParameters:
             if name and name.lower() not in known:
                 known.add(name.lower())
                 names.append(name)
+        self.asked_for: i64 = len(names)  # those before it are every client's to set at login, whether they are reported or not
+        if WHERE_REPORTED not in known:
+            names.append(WHERE_REPORTED)
         self.names: list[bytes] = names
         self._index: dict[bytes, int] = {name.lower(): at for at, name in enumerate(names)}
         self._shared: dict[tuple[object, object], Parameters] = {}
@@ -113,7 +118,7 @@ class TrackedParameters:
             have = current.values[at]
             if want is None or want == have:
                 continue
-            if have is not None and want.lower() == have.lower() and name.lower() != b"application_name":
+            if have is not None and want.lower() == have.lower() and name.lower() not in EXACT:
                 continue
             if name.lower() == b"search_path":  # a list of identifiers: SET would take it for one quoted name
                 parts.append(b"SELECT pg_catalog.set_config('search_path'," + literal(want) + b",false);")

@@ -299,7 +299,7 @@ def _set(link: Link, state: SessionState, hints: i64) -> None:
         state.gain(SETTINGS)
         if hints & texts.SETS_CUSTOM or not hints & texts.SETS:
             state.custom = True
-    elif hints & texts.SETS_EXTRA and not _reports_all(link):
+    elif (hints & texts.SETS_EXTRA and not _reports_all(link)) or (hints & texts.SETS_PATH and not _reports_path(link)):
         state.gain(SETTINGS)
     if hints & texts.RESETS_ONE:
         state.question(SETTINGS)
@@ -316,7 +316,11 @@ def _reset(state: SessionState, hints: i64) -> None:
 
 def _configured(link: Link, state: SessionState, hints: i64) -> None:
     """A command that may have called set_config()."""
-    if hints & texts.CONFIGURES or (hints & texts.CONFIGURES_EXTRA and not _reports_all(link)):
+    if (
+        hints & texts.CONFIGURES
+        or (hints & texts.CONFIGURES_EXTRA and not _reports_all(link))
+        or (hints & texts.CONFIGURES_PATH and not _reports_path(link))
+    ):
         state.gain(SETTINGS, in_doubt=True)
         if hints & texts.CONFIGURES_CUSTOM:
             state.custom = True
@@ -325,8 +329,14 @@ def _configured(link: Link, state: SessionState, hints: i64) -> None:
 
 
 def _reports_all(link: Link) -> bool:
-    """Does the server report every parameter that is to follow the client?"""
-    return None not in link.server.parameters.values
+    """Does the server report every parameter that is to follow the client because a setting says so?"""
+    server = link.server
+    return None not in server.parameters.values[: server.context.tracked.asked_for]
+
+
+def _reports_path(link: Link) -> bool:
+    """Does it report search_path (PostgreSQL 18), so that it follows the client?"""
+    return link.server.parameters.values[-1] is not None
 
 
 def ready(link: Link, status: i64, now: float) -> None:
@@ -385,7 +395,9 @@ def verify(link: Link) -> None:
         )
         state.asked.append(ROLE)
     if state.doubt & SETTINGS and not state.custom and not client.parameters.extras:
-        tracked = b",".join([literal(name.lower()) for name in client.context.tracked.names])
+        values = link.server.parameters.values
+        names = client.context.tracked.names
+        tracked = b",".join([literal(name.lower()) for at, name in enumerate(names) if values[at] is not None])
         parts.append(
             b"SELECT 1 FROM pg_catalog.pg_settings WHERE source = 'session' AND pg_catalog.lower(name) NOT IN ("
             + tracked + b") LIMIT 1"

@@ -39,8 +39,10 @@ UNLISTENS_ALL: Final = 1 << 17
 UNLISTENS_ONE: Final = 1 << 18
 ROLLS_BACK_TO: Final = 1 << 19  # ROLLBACK TO SAVEPOINT, whose tag is that of a whole ROLLBACK
 CUT: Final = 1 << 20
+SETS_PATH: Final = 1 << 21  # SET of search_path, which follows from PostgreSQL 18 on
+CONFIGURES_PATH: Final = 1 << 22
 
-ALL_SETS: Final = SETS | SETS_EXTRA | SETS_ROLE | SETS_NOTHING
+ALL_SETS: Final = SETS | SETS_EXTRA | SETS_PATH | SETS_ROLE | SETS_NOTHING
 
 WORDS: Final = (b"set", b"temp", b"hold", b"advisory", b"unlisten", b"rollback", b"abort")
 """A text without any of them has no hint: "set" is in RESET and set_config, too."""
@@ -151,6 +153,8 @@ def _set(statement: bytes, words: list[bytes], tracked: TrackedParameters) -> i6
     if _TO_DEFAULT(statement) is not None:
         return RESETS_ONE | SETS_NOTHING
     at = tracked.index(name)
+    if at >= tracked.asked_for:
+        return SETS_PATH
     if at >= len(ALWAYS_TRACKED):
         return SETS_EXTRA
     if at >= 0:
@@ -175,7 +179,9 @@ def _configures(low: bytes, tracked: TrackedParameters) -> i64:
             continue
         name = match.group(1)
         at = tracked.index(name) if name is not None else -1
-        if at >= len(ALWAYS_TRACKED):
+        if at >= tracked.asked_for:
+            hints |= CONFIGURES_PATH
+        elif at >= len(ALWAYS_TRACKED):
             hints |= CONFIGURES_EXTRA
         elif name is not None and name in _ROLES:
             hints |= CONFIGURES_ROLE

@@ -17,17 +17,27 @@ REPORTED = {
 
 
 def test_some_are_always_tracked_and_others_on_demand_once() -> None:
-    assert tuple(TrackedParameters().names) == ALWAYS_TRACKED
+    assert tuple(TrackedParameters().names) == (*ALWAYS_TRACKED, b"search_path")
     tracked = TrackedParameters((b"IntervalStyle", b"timezone", b"", b"intervalstyle"))
-    assert tracked.names == [*ALWAYS_TRACKED, b"IntervalStyle"]
+    assert tracked.names == [*ALWAYS_TRACKED, b"IntervalStyle", b"search_path"]
+    assert tracked.asked_for == 6
     assert tracked.index(b"INTERVALSTYLE") == 5
-    assert tracked.index(b"search_path") == -1
+    assert tracked.index(b"lc_messages") == -1
+
+
+def test_search_path_is_tracked_where_it_is_reported() -> None:
+    tracked = TrackedParameters()
+    old = tracked.from_reported(REPORTED)
+    new = tracked.from_reported({**REPORTED, b"search_path": b"a, b"})
+    assert tracked.difference(old, new) == tracked.difference(new, old).partition(b"SELECT")[0] == b""
+    other = tracked.from_reported({**REPORTED, b"search_path": b"a, B"})
+    assert tracked.difference(other, new) == b"SELECT pg_catalog.set_config('search_path','a, B',false);"
 
 
 def test_equal_values_are_one_object() -> None:
     tracked = TrackedParameters()
     assert tracked.from_reported(REPORTED) is tracked.from_reported(dict(REPORTED))
-    assert tracked.make(tuple([None] * 5)) is tracked.nothing
+    assert tracked.make(tuple([None] * 6)) is tracked.nothing
 
 
 def test_sharing_is_bounded() -> None:

@@ -69,6 +69,13 @@ def test_a_set_of_an_extra_parameter(text: str) -> None:
     assert hints(text) == {"SETS_EXTRA"}
 
 
+def test_search_path_is_a_matter_of_its_own_unless_it_is_asked_for() -> None:
+    tracked = TrackedParameters([b"IntervalStyle"])
+    for text in ("set search_path = a, b", "set schema 'a'"):
+        assert texts.scan(text.encode(), tracked) == texts.SETS_PATH
+    assert texts.scan(b"select set_config('search_path', '', false)", tracked) == texts.CONFIGURES_PATH
+
+
 def test_a_parameter_with_a_dot_is_not_in_pg_settings() -> None:
     assert hints("set app.user_id = '5'") == {"SETS", "SETS_CUSTOM"}
     assert hints("select set_config('app.user_id', $1, false)") == {"CONFIGURES", "CONFIGURES_CUSTOM"}
