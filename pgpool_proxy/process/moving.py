@@ -154,6 +154,7 @@ def server_state(server: ServerSession, dbname: str) -> State:
         "key": server.cancel_key.hex(),
         "close_needed": server.close_needed,
         "parameters": parameters_state(server.context.tracked, server.parameters),
+        "at_login": parameters_state(server.context.tracked, server.at_login),
         "statements": [[_text(one.statement.rest), int(one.number)] for one in server.statements.everything()],
         "unnamed": _text(server.unnamed),
         "connect_query": _text(server.connect_query),
@@ -174,6 +175,7 @@ def restore_server(context: Context, state: State, pool: Pool, now: float) -> Se
     server.cancel_key = bytes.fromhex(state["key"])
     server.close_needed = state["close_needed"]
     server.parameters = parameters_from(context.tracked, state["parameters"])
+    server.at_login = parameters_from(context.tracked, state["at_login"])
     server.unnamed = _bytes_or_none(state["unnamed"])
     server.connect_query = _bytes(state["connect_query"])
     for name, value in state["seen"].items():

@@ -109,6 +109,14 @@ def test_a_session_moves_with_what_it_has_made(
     assert value(client, "select a from mine") == "7"
 
 
+def test_a_reset_still_gives_back_what_was_asked_for_at_connect(pooled: Proxy, login: Login, take_over: TakeOver) -> None:
+    client = login(pooled, application_name="mine")
+    run(client, "set application_name = 'changed'; set time zone 'Asia/Tokyo'")
+    take_over(pooled)
+    run(client, "reset application_name")
+    assert (value(client, "show application_name"), value(client, "show timezone")) == ("mine", "Asia/Tokyo")
+
+
 def test_what_a_client_has_left_on_its_server_is_still_known(
     make_proxy: MakeProxy, database: Database, login: Login, take_over: TakeOver
 ) -> None:

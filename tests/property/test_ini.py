@@ -94,5 +94,5 @@ def test_any_file_loads_or_fails_with_a_config_error(tmp_path: Path, text: str) 
 @given(st.text(st.sampled_from("abc:/?@%=&[],.12"), max_size=40))
 def test_no_url_ends_in_another_error_or_shows_its_password(rest: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        read_url("DATABASE_URL", f"postgresql://u:hunter2hunter2@{rest}?nonsense=1&x")
+        read_url("DATABASE_URL", f"postgresql://u:hunter2hunter2@{rest}?nonsense=1&x", {})
     assert "hunter2" not in str(caught.value)
