@@ -13,12 +13,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fix_postgres import Postgres
+from fix_postgres import Postgres, copy_of_template, locked, template
 from fix_proxy import MakeProxy, Proxy, daemon_command
 
 from pgpool_proxy import errors
@@ -72,16 +72,27 @@ def commands(*starts: str) -> list[Block]:
     return found
 
 
-@pytest.fixture
-def documented(make_proxy: MakeProxy, private_postgres: Postgres) -> Proxy:
-    """The set-up that the pages speak of: database mydb, user app with password secret, transaction mode."""
-    private_postgres.sql("create role app login password 'secret'")
-    private_postgres.sql("create database mydb owner app")
-    rules = private_postgres.data / "pg_hba.conf"
+@pytest.fixture(scope="module")
+def server(run_dir: Path) -> Iterator[Postgres]:
+    """A PostgreSQL with what the pages speak of: database mydb, and user app with password secret."""
+    with locked(run_dir):
+        source, bindir = template(run_dir)
+    found = copy_of_template(run_dir, source, bindir)
+    found.sql("create role app login password 'secret'")
+    found.sql("create database mydb owner app")
+    rules = found.data / "pg_hba.conf"
     rules.write_text("host all app all scram-sha-256\n" + rules.read_text())
-    private_postgres.sql("select pg_reload_conf()")
+    found.sql("select pg_reload_conf()")
+    yield found
+    found.stop("immediate")
+    shutil.rmtree(found.directory)
+
+
+@pytest.fixture
+def documented(make_proxy: MakeProxy, server: Postgres) -> Proxy:
+    """A pooler in front of it, in transaction mode."""
     return make_proxy(
-        databases={"mydb": f"host={private_postgres.host} port={private_postgres.port} dbname=mydb"},
+        databases={"mydb": f"host={server.host} port={server.port} dbname=mydb"},
         users={"app": "secret", "admin": "secret", "stats_user": "secret"},
         auth_type="scram-sha-256",
         pool_mode="transaction",
@@ -182,18 +193,17 @@ def test_a_configuration_loads(block: Block, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", blocks("sql"), ids=str)
-def test_a_statement_is_one_that_postgresql_takes(block: Block, private_postgres: Postgres) -> None:
-    if "pool.get_auth" in block.text:
-        private_postgres.sql("create schema pool")
-    private_postgres.sql(block.text)
+def test_a_statement_is_one_that_postgresql_takes(block: Block, server: Postgres) -> None:
+    server.sql("create schema if not exists pool")
+    server.sql(block.text)
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("block", [block for block in commands("psql") if "://" in block.text], ids=str)
-def test_a_psql_command_works(block: Block, documented: Proxy, run: Run, private_postgres: Postgres, tmp_path: Path) -> None:
+def test_a_psql_command_works(block: Block, documented: Proxy, run: Run, server: Postgres, tmp_path: Path) -> None:
     who = "pgbouncer/" if "/pgbouncer" in block.text else "mydb/app@"
     command = with_port(block.text, documented)
-    path = f"{private_postgres.bindir}:{os.environ['PATH']}"
+    path = f"{server.bindir}:{os.environ['PATH']}"
     assert run("sh", "-c", f"{command} </dev/null", cwd=tmp_path, environ={"PATH": path}, who=who) or "-c" not in command
 
 

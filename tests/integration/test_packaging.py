@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     work = tmp_path_factory.mktemp("packaging")
     clean = work / "clean"  # as a checkout has it: a build writes into its source
     for path in ROOT.iterdir():
-        if path.name not in ("build", "dist", ".git") and not path.name.startswith((".m", ".r", ".p", ".h")):
+        if path.name not in ("build", "dist") and (path.name == ".dockerignore" or not path.name.startswith(".")):
             to = clean / path.name
             to.parent.mkdir(exist_ok=True)
             subprocess.run(["cp", "-R", path, to], check=True)
