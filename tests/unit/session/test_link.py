@@ -31,7 +31,7 @@ from fix_sessions import (
 
 from pgpool_proxy import errors
 from pgpool_proxy.errors import Report
-from pgpool_proxy.pool.pool import PIN, RESET, SESSION, STATEMENT, TRANSACTION, WARN
+from pgpool_proxy.pool.pool import IGNORE, PIN, RESET, SESSION, STATEMENT, TRANSACTION, WARN
 from pgpool_proxy.pool.states import SV_ACTIVE, SV_IDLE, SV_TESTED
 from pgpool_proxy.session.server_session import CANCEL_GRACE_S
 from pgpool_proxy.wire import backend, frontend
@@ -246,13 +246,17 @@ def test_two_clients_that_take_turns_do_not_see_each_other(name: str) -> None:
         assert [messages(one) for one in answers] == expected
 
 
-@pytest.mark.parametrize("name", CONVERSATIONS)
-def test_a_client_may_vanish_at_any_point_and_the_next_finds_a_clean_server(name: str) -> None:
-    for sent in range(1, len(b"".join(steps(CONVERSATIONS[name]))) + 1):
-        world = World(pool_size=1)
+@pytest.mark.parametrize(
+    ("name", "session_state"),
+    [*((name, IGNORE) for name in CONVERSATIONS), *((name, mode) for name in STATES for mode in (RESET, PIN))],
+)
+def test_a_client_may_vanish_at_any_point_and_the_next_finds_a_clean_server(name: str, session_state: int) -> None:
+    conversation = {**CONVERSATIONS, **STATES}[name]
+    for sent in range(1, len(b"".join(steps(conversation))) + 1):
+        world = World(pool_size=1, session_state=session_state)
         client = world.client()
         left = sent
-        for step in steps(CONVERSATIONS[name]):
+        for step in steps(conversation):
             client.send(step[:left])
             left -= len(step)
             if left <= 0:
