@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from mypy_extensions import i64
+
 from pgpool_proxy import errors, log
 from pgpool_proxy.admin.console import Console
 from pgpool_proxy.auth.exchange import ClientExchange, Derive, ScramKeys, Secret, parse_require_auth
@@ -17,10 +19,12 @@ from pgpool_proxy.pool.states import CL_WAITING
 from pgpool_proxy.process.keys import KeyDerivation
 from pgpool_proxy.process.logins import ADMIN_DATABASE, NONCE_SIZE, Logins
 from pgpool_proxy.process.rules import PHYSICAL
+from pgpool_proxy.process.watch import shown
 from pgpool_proxy.session.auth_query import AuthQuery
 from pgpool_proxy.session.cancel import CancelSession
 from pgpool_proxy.session.client_login import ClientLogin
 from pgpool_proxy.session.client_session import ClientSession
+from pgpool_proxy.session.link import Link
 from pgpool_proxy.session.server_session import ServerSession
 from pgpool_proxy.settings.config import Config
 
@@ -183,6 +187,12 @@ class WorkerHost:
 
     def state_seen(self, session: ClientSession, kinds: str) -> None:
         self.logger(session).warning(f"leaves session state on its server: {kinds} (session_state = warn)", kinds=kinds)
+
+    def slow_query(self, session: ClientSession, link: Link, took: i64) -> None:
+        text = shown(link.text, int(self._worker.context.text_chars))
+        self.logger(session).warning(
+            f"slow query: {took / 1000:.1f} ms{': ' if text else ''}{text}", duration_ms=took / 1000, statement=text
+        )
 
     def server_opened(self, session: ServerSession, now: float) -> None:
         if session.tls:

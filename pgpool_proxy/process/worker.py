@@ -37,6 +37,7 @@ from pgpool_proxy.process.observation import Observation
 from pgpool_proxy.process.rules import read_rules
 from pgpool_proxy.process.statistics import Statistics
 from pgpool_proxy.process.takeover import TakeOver
+from pgpool_proxy.process.watch import Watch
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.context import Context
 from pgpool_proxy.session.parameters import TrackedParameters
@@ -70,6 +71,7 @@ class Worker:
         self.keys = CancelKeys(os.urandom, config.settings.peer_id)
         self.observation = Observation(self)
         self.host = WorkerHost(self)
+        self.watch = Watch(self)
         tracked = [name.strip().encode() for name in config.settings.track_extra_parameters.split(",")]
         self.context = Context(self.host, self.registry, self.keys, TrackedParameters(tracked))
         self.connector.use(self.context)
@@ -155,6 +157,9 @@ class Worker:
         context.track_startup_parameters = settings.track_startup_parameters
         context.login_notify_message = settings.login_notify_message
         self.dns.configure(settings)
+        context.slow_query_us = settings.log_slow_queries * 1000
+        wants_texts = settings.log_slow_queries > 0 or settings.leak_detection_threshold > 0
+        context.text_chars = settings.log_statement_chars if wants_texts else 0
         self.listener.tune(settings)
         self.registry.max_client_conn = settings.max_client_conn
         self.janitor.client_login_timeout = settings.client_login_timeout
@@ -253,6 +258,7 @@ class Worker:
             self._obey(order, now)
         self.control.tick(now)
         self.dns.tick(now)
+        self.watch.tick(now)
         if now >= self._stats_due:
             period = self.config.settings.stats_period
             self._stats_due = now + period

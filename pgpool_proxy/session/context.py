@@ -24,6 +24,7 @@ from pgpool_proxy.wire.codes import MAX_PACKET_SIZE
 if TYPE_CHECKING:
     from pgpool_proxy.session.client_login import ClientLogin
     from pgpool_proxy.session.client_session import ClientSession
+    from pgpool_proxy.session.link import Link
     from pgpool_proxy.session.server_session import ServerSession
 
 MAX_WELCOMES: Final = 1000  # sets of values (application names, mostly) whose messages are kept for one pool
@@ -106,6 +107,10 @@ class Host(Protocol):
         """The client has left state of these kinds behind (session_state = warn); told once for each of its kinds."""
         ...
 
+    def slow_query(self, session: ClientSession, link: Link, took: i64) -> None:
+        """A query took longer than `Context.slow_query_us`: `took` microseconds."""
+        ...
+
     def server_exchange(self, session: ServerSession) -> ClientExchange:
         """How to prove ourselves to the server of this session's pool."""
         ...
@@ -164,6 +169,8 @@ class Context:
         self.application_name_add_host: bool = False
         self.newest_minor: i64 = 0  # protocol 3.x that is spoken with clients
         self.login_notify_message: str = ""
+        self.text_chars: i64 = 0  # how much of each statement's text is kept for the log; 0: none
+        self.slow_query_us: i64 = 0  # queries that take that long are told to the host; 0: none
         self.cancel_on_disconnect: bool = True
         self.track_startup_parameters: bool = False
         self._welcomes: dict[Pool, Welcome] = {}

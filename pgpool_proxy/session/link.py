@@ -31,7 +31,7 @@ from mypy_extensions import i64
 from pgpool_proxy import errors
 from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.pool import IGNORE, SESSION, STATEMENT
-from pgpool_proxy.session import answers, recovery, requests, session_state
+from pgpool_proxy.session import answers, recovery, requests, session_state, statement_text
 from pgpool_proxy.session.outstanding import (
     ACTION_MASK,
     FAKE,
@@ -113,6 +113,7 @@ class Link:
         self.saw_ddl: bool = False  # the transaction has changed tables: plans may be stale after it
         self.saw_reset: bool = False  # RESET was run: what it reports is answered with the client's own values
         self.before_reset: Parameters | None = None  # the parameters before it; None: all of them were reset (DISCARD ALL)
+        self.text: bytes = b""  # of the statement under way, where the log may want it (Context.text_chars)
         self.mark: i64 = 0  # the chunk under way is passed on up to here
         self.parts: list[bytes] = []  # what goes out instead of the bytes before `mark`
 
@@ -246,6 +247,7 @@ class Link:
         if not framer.feed(data):
             return
         outstanding = self.outstanding
+        first = framer.pos
         self.mark = 0
         leaving = False
         while framer.next():
@@ -293,6 +295,8 @@ class Link:
             client.leave(errors.CLIENT_CLOSE_REQUEST, now)
         elif self.query_start == 0.0 and not outstanding.is_empty:
             self.query_start = now
+            if client.context.text_chars:
+                self.text = statement_text.text_of(client, framer.data, first)
             client.request_time = now
             server.request_time = now
             stats.query_count += 1
@@ -457,6 +461,9 @@ class Link:
             stats.query_time += took
             stats.queries.add(took)
             self.query_start = 0.0
+            slow = server.context.slow_query_us
+            if slow and took >= slow and self.client is not None:
+                server.context.host.slow_query(self.client, self, took)
         self.cancel_time = 0.0
         if status == STATUS_IDLE:
             self.ready = not self.copy_in

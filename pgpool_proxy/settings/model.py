@@ -107,13 +107,17 @@ class Settings(BaseSettings):
     idle_transaction_timeout: Annotated[float, Seconds("close a client that is idle in a transaction that long; 0 = never")] = 0.0
     ignore_startup_parameters: Annotated[str, Text("startup parameters to ignore, a comma list; options = all unknown ones in options")] = ""
     job_name: Annotated[str, Text("name of the Windows service", changeable=False, effect=False)] = "pgbouncer"
+    leak_detection_threshold: Annotated[float, Seconds("log who holds a server in a transaction for that long; 0 = off", own=True)] = 0.0
     listen_addr: Annotated[str, Text("addresses or host names to listen on, a comma list, * = all; empty = unix socket only", changeable=False)] = ""
     listen_backlog: Annotated[int, Whole("connections that the kernel queues for accept", changeable=False)] = 128
     listen_port: Annotated[int, Whole("port to listen on, TCP and unix socket", low=1, high=PORT, changeable=False)] = 6432
     log_connections: Annotated[bool, Flag("log logins")] = True
     log_disconnections: Annotated[bool, Flag("log disconnections and their reasons")] = True
     log_format: Annotated[LogFormat, Word("text = PgBouncer's lines, json = an object a line", words=("text", "json"), own=True)] = "text"
+    log_long_waits: Annotated[float, Seconds("log what clients wait for when the first of a pool has waited that long; 0 = off", own=True)] = 0.0
     log_pooler_errors: Annotated[bool, Flag("log the errors that are sent to clients")] = True
+    log_slow_queries: Annotated[int, Whole("log queries that take that many milliseconds; 0 = off", own=True)] = 0
+    log_statement_chars: Annotated[int, Whole("characters of the statement that the log shows with slow queries and held servers; 0 = none", high=10_000, own=True)] = 200
     log_stats: Annotated[bool, Flag("log the statistics every stats_period")] = True
     login_notify_message: Annotated[str, Text("NOTICE sent to every client after login; empty = none")] = ""
     logfile: Annotated[str, Text("log file, appended to, opened again at RELOAD; empty = none")] = ""
