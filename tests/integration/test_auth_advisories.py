@@ -182,6 +182,23 @@ def test_cve_2026_6664_a_malformed_scram_message_ends_one_login(
     assert [one.type for one in found] == [b"E"]
 
 
+def test_a_client_that_falls_silent_within_scram_meets_client_login_timeout(
+    make_proxy: MakeProxy, make_raw_client: MakeRawClient
+) -> None:
+    proxy = make_proxy(auth_type="scram-sha-256", client_login_timeout=1)
+    first = initial(b"SCRAM-SHA-256", b"n,,n=,r=abc")
+    silent: list[RawClient] = []
+    for said in (b"", first[:7], first, first + message(b"p", b"c=biws")[:9]):
+        client = make_raw_client(proxy.port)
+        client.send(startup_message(user="scram_user"))
+        assert client.read_message().body[:4] == struct.pack("!i", 10)
+        client.send(said)
+        silent.append(client)
+    assert proxy.sql("select 1", user="scram_user", password="scram-secret") == [(1,)]
+    for client in silent:
+        assert client.read_to_end()[-1].fields()["M"] == "client_login_timeout"
+
+
 def test_a_replayed_proof_is_of_no_use(scram_proxy: Proxy, make_raw_client: MakeRawClient) -> None:
     import scramp
 
