@@ -57,6 +57,7 @@ class Listener:
         self._port = 0
         self._backlog = 128
         self.is_stopped = False  # SUSPEND
+        self._removes_files = True
         self.is_handed_over = False  # another process listens on the same sockets: their files are its own now
 
     async def open(self, settings: Settings) -> None:
@@ -77,8 +78,10 @@ class Listener:
             self.close()
             raise
 
-    async def adopt(self, sockets: list[socket.socket], settings: Settings) -> None:
-        """Listen on sockets that were made elsewhere, by a process that we follow or by systemd, whatever the settings say."""
+    async def adopt(self, sockets: list[socket.socket], settings: Settings, origin: str, *, own_files: bool) -> None:
+        """Listen on sockets that were made elsewhere, by a process that we follow or by systemd, whatever the settings say.
+        `own_files`: files of unix sockets are ours to remove at the end."""
+        self._removes_files = own_files
         self._port = settings.listen_port
         self._backlog = settings.listen_backlog
         for sock in sockets:
@@ -88,7 +91,7 @@ class Listener:
             if sock.family == socket.AF_UNIX:
                 path = f"@{name[1:].decode()}" if isinstance(name, bytes) else str(name)
             self.sockets.append(ListeningSocket(sock, path))
-            log.get_logger().info(f"listening on {'unix:' + path if path else _shown(name)} (taken over)")
+            log.get_logger().info(f"listening on {'unix:' + path if path else _shown(name)} ({origin})")
         await self._accept()
 
     async def _accept(self) -> None:
@@ -213,7 +216,7 @@ class Listener:
             self.sockets.remove(listening)
             _stop(listening)
             listening.sock.close()
-            if listening.path.startswith("/") and not self.is_handed_over:
+            if listening.path.startswith("/") and self._removes_files and not self.is_handed_over:
                 Path(listening.path).unlink(missing_ok=True)
 
 

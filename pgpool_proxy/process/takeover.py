@@ -100,7 +100,7 @@ class TakeOver:
             raise ConfigError(f"the old process has gone: {error.strerror or error}", key="-R") from error
         if not self._listening:
             raise ConfigError("the old process has no sockets to take over", key="-R")
-        await self._worker.listener.adopt(self._listening, settings)
+        await self._worker.listener.adopt(self._listening, settings, "taken over", own_files=True)
         return True
 
     async def go_on(self, ended: Callable[[], None]) -> None:

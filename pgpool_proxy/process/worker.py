@@ -16,7 +16,7 @@ from pgpool_proxy.admin.console import CONSOLE_PARAMETERS
 from pgpool_proxy.admin.control import Done
 from pgpool_proxy.auth.exchange import Secret
 from pgpool_proxy.auth.userlist import parse_userlist
-from pgpool_proxy.errors import Report
+from pgpool_proxy.errors import ConfigError, Report
 from pgpool_proxy.net.connector import Connector
 from pgpool_proxy.net.dns import Dns
 from pgpool_proxy.net.listener import Listener
@@ -36,6 +36,7 @@ from pgpool_proxy.process.host import ADMIN_DATABASE, WorkerHost
 from pgpool_proxy.process.observation import Observation
 from pgpool_proxy.process.rules import read_rules
 from pgpool_proxy.process.statistics import Statistics
+from pgpool_proxy.process.systemd import Systemd
 from pgpool_proxy.process.takeover import TakeOver
 from pgpool_proxy.process.watch import Watch
 from pgpool_proxy.session.client_session import ClientSession
@@ -62,6 +63,7 @@ class Worker:
         self.started_at: float = time()
         self._wall_offset = time() - monotonic()
         self.tasks = Tasks()
+        self.systemd = Systemd(environ)
         self.client_tls = ClientTls()
         self.server_tls = ServerTls()
         self.dns = Dns(self.tasks, self.addresses_gone)
@@ -185,10 +187,13 @@ class Worker:
     def reload(self) -> None:
         """RELOAD: read everything again. Raises ConfigError; the old state stays in force then."""
         log.reopen()
-        path = self.config.settings.conffile or self.config.path
-        fresh = configuration.load(path, self._overrides, self._environ)
-        change = plan(self.config, fresh)
-        self._carry_out(change)
+        self.systemd.reloading()
+        try:
+            path = self.config.settings.conffile or self.config.path
+            fresh = configuration.load(path, self._overrides, self._environ)
+            self._carry_out(plan(self.config, fresh))
+        finally:
+            self.systemd.ready()
 
     def _carry_out(self, change: ReloadPlan) -> None:
         now = monotonic()
@@ -213,12 +218,16 @@ class Worker:
     async def run(self, ready: Callable[[], None]) -> None:
         """Listen and serve until told to stop. Raises ConfigError when it cannot even begin."""
         self._stopped = asyncio.Event()
-        if not self.listener.sockets:  # else they were taken over
+        inherited = self.systemd.sockets()
+        if inherited:
+            await self.listener.adopt(inherited, self.config.settings, "from systemd", own_files=False)
+        elif not self.listener.sockets:  # else they were taken over
             await self.listener.open(self.config.settings)
         for warning in self.config.warnings:
             log.get_logger().warning(warning)
         self._stats_due = monotonic() + self.config.settings.stats_period
         ready()
+        self.systemd.ready()
         self.tasks.start(self.observation.listen(), "metrics")
         ticking = self.tasks.start(self._tick_forever(), "janitor")
         try:
@@ -317,6 +326,8 @@ class Worker:
     async def take_over(self, ended: Callable[[], None]) -> bool:
         """-R: before `run`. False: there is no process to take over from. `ended` is called when it has ended. Raises
         ConfigError."""
+        if self.systemd.sockets():
+            raise ConfigError("an online restart is not for a service whose sockets systemd holds", key="-R")
         take_over = TakeOver(self)
         if not await take_over.begin():
             return False
@@ -349,6 +360,7 @@ class Worker:
             self._begin_shutdown(mode)
 
     def _begin_shutdown(self, mode: str) -> None:
+        self.systemd.stopping(f"Waiting for {mode.removeprefix('wait_for_')}")
         self.listener.close_tcp()
         self.closing = errors.SHUTTING_DOWN
         if mode == "wait_for_servers":
@@ -378,6 +390,7 @@ class Worker:
 
     def _stop(self) -> None:
         if self._stopped is not None:
+            self.systemd.stopping("Exiting")
             self._stopped.set()
 
 
