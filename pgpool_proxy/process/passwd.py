@@ -33,7 +33,9 @@ from pgpool_proxy.auth.userlist import (
 from pgpool_proxy.errors import ConfigError
 
 METHODS: Final = ("scram-sha-256", "md5", "plain")
-ROLES: Final = "SELECT rolname, rolpassword FROM pg_authid WHERE rolcanlogin AND rolpassword IS NOT NULL ORDER BY rolname"
+ROLES: Final = (
+    "SELECT rolname, rolpassword FROM pg_catalog.pg_authid WHERE rolcanlogin AND rolpassword IS NOT NULL ORDER BY rolname"
+)
 NEW_FILE_MODE: Final = 0o600
 
 
@@ -135,9 +137,10 @@ def imported(conninfo: str, names: Sequence[str]) -> dict[str, Secret | None]:
     import psycopg
 
     try:
-        with psycopg.connect(conninfo, connect_timeout=10) as connection:
+        # A database without an encoding would give bytes to who does not ask for one.
+        with psycopg.connect(conninfo, connect_timeout=10, client_encoding="utf8") as connection:
             rows = connection.execute(ROLES).fetchall()
-    except psycopg.Error as error:
+    except (psycopg.Error, UnicodeDecodeError) as error:
         raise ConfigError(f"could not import: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
     found: dict[str, Secret | None] = {str(name): Secret.of(str(secret)) for name, secret in rows}
     for name in names:
