@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from servers import (
     DATABASE,
@@ -165,6 +165,17 @@ def percentiles(directory: Path) -> tuple[float, float]:
     return float(latencies[len(latencies) // 2]), float(latencies[min(len(latencies) - 1, len(latencies) * 99 // 100)])
 
 
+STATEMENTS: Final = 100  # of the script below; its poolers keep half of them on each server
+MANY_STATEMENTS: Final = "\\set aid random(1, 100000)\n" + "".join(
+    f"select {number}, abalance from pgbench_accounts where aid = :aid;\n" for number in range(STATEMENTS)
+)
+PIPELINE: Final = (
+    "\\set aid random(1, 100000)\n\\startpipeline\n"
+    + "select abalance from pgbench_accounts where aid = :aid;\n" * 10
+    + "\\endpipeline\n"
+)
+
+
 # --- COPY ------------------------------------------------------------------------------------------------------------
 
 COPIES = 5
@@ -258,12 +269,12 @@ def read_to_ready(client: socket.socket) -> None:
 # --- the list --------------------------------------------------------------------------------------------------------
 
 
-def prepared(name: str, run: Run, clients: int) -> Workload:
+def prepared(name: str, run: Run, clients: int, kept: int = 200) -> Workload:
     servers = min(max(clients, 20), MAX_SERVERS - 50)
     return Workload(
         name,
         run,
-        settings={"max_prepared_statements": 200},
+        settings={"max_prepared_statements": kept},
         old_pgbouncer={"pool_mode": "session", "default_pool_size": servers},
         note=f"PgBouncer before 1.21 cannot: session pooling, {servers} servers",
     )
@@ -278,6 +289,10 @@ def all_workloads() -> list[Workload]:
             workloads.append(prepared(name, run, clients) if mode == "prepared" else Workload(name, run))
     scram: dict[str, Any] = {"auth_type": "scram-sha-256"}
     workloads += [
+        # each statement has left the server's LRU when its turn comes again: the worst that can happen to it
+        prepared("prepared-beyond-lru-20", pgbench("-M", "prepared", clients=20, script=MANY_STATEMENTS), 20, STATEMENTS // 2),
+        Workload("pipeline-extended-20", pgbench("-M", "extended", clients=20, script=PIPELINE)),
+        prepared("pipeline-prepared-20", pgbench("-M", "prepared", clients=20, script=PIPELINE), 20),
         Workload("tpcb-20", pgbench(clients=20)),
         Workload("rows-20000", pgbench(clients=4, script="select * from rows_20000;\n")),
         Workload("copy-out-100000", copy(COPY_OUT), unit="copies"),
