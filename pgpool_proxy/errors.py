@@ -139,6 +139,7 @@ WRONG_PASSWORD_TYPE: Final = Report("server login failed: wrong password type", 
 QUERY_TIMEOUT: Final = Report("query timeout", "57014")
 IDLE_TRANSACTION_TIMEOUT: Final = Report("idle transaction timeout", "25P03")
 TRANSACTION_TIMEOUT: Final = Report("transaction timeout", "25P04")
+TOO_MANY_PREPARED: Final = Report("too many prepared statements (max_prepared_memory)", "53400", "ERROR")
 CANCELED: Final = Report("canceling statement due to user request", "57014", "ERROR")
 
 # --- the operator -----------------------------------------------------------------------------------------------------

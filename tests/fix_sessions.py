@@ -228,7 +228,7 @@ class Backend:
                 return self._error("25P02")
             if name and name in self.statements:
                 return self._error("42P05", f'prepared statement "{name.decode()}" already exists')
-            if text == b"syntax error":
+            if text == b"syntax error" or text.startswith(b"too many"):
                 self.statements.pop(b"", None)
                 return self._error("42601")
             self.statements[name] = text

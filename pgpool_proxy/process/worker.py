@@ -156,6 +156,7 @@ class Worker:
         context.ignored_parameters = frozenset(_names(settings.ignore_startup_parameters))
         context.application_name_add_host = settings.application_name_add_host
         context.cancel_on_disconnect = settings.cancel_on_disconnect
+        context.statements.limit = settings.max_prepared_memory
         context.track_startup_parameters = settings.track_startup_parameters
         context.login_notify_message = settings.login_notify_message
         self.dns.configure(settings)

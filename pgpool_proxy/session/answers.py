@@ -23,6 +23,7 @@ from pgpool_proxy.session.outstanding import (
     NUMBER_SHIFT,
     PARSE_FAKED,
     PARSE_INJECTED,
+    PARSE_REFUSED,
     PARSED,
     SKIP,
     UNNAMED,
@@ -342,6 +343,9 @@ def _correct_name(link: Link, head: i64, number: i64) -> None:
             name, shared = link.outstanding.first_name(), statement.name
     elif head & NOTED:
         note = link.outstanding.first_note()
+        if note.what == PARSE_REFUSED:
+            _say_no_room(link)
+            return
         if note.statement is not None:
             name, shared = note.name, note.statement.name
     framer = link.from_server_framer
@@ -351,6 +355,14 @@ def _correct_name(link: Link, head: i64, number: i64) -> None:
         return
     link.leave_out(framer.start, framer.stop)
     link.parts.append(backend.message(ERROR_RESPONSE, body.replace(quoted, b'"' + name + b'"')))
+
+
+def _say_no_room(link: Link) -> None:
+    """The error of our Parse of nonsense stands for that of the client's; one that ends the connection is the server's own."""
+    framer = link.from_server_framer
+    if backend.error_report(framer.data[framer.start + HEADER_SIZE : framer.stop]).severity == "ERROR":
+        link.leave_out(framer.start, framer.stop)
+        link.parts.append(backend.error_response(errors.TOO_MANY_PREPARED))
 
 
 def _look_at_error(link: Link, number: i64) -> None:

@@ -38,6 +38,7 @@ PARSE_INJECTED: Final = 2  # our own Parse: gives the server a statement
 PARSE_DUPLICATE: Final = 3  # the client's Parse of a name that it has: the server is made to refuse it
 CLOSE_FAKED: Final = 4  # the client's Close: took a name away
 CLOSE_INJECTED: Final = 5  # our own Close of an evicted statement
+PARSE_REFUSED: Final = 8  # our own Parse of nonsense, whose error is answered to a Parse that there is no room for
 UNNAMED_INJECTED: Final = 7  # our own Parse or Close of the unnamed statement
 UNNAMED_PARSED: Final = 6  # the client's unnamed Parse behind other requests: replaced an older one
 

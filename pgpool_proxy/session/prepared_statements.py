@@ -3,6 +3,9 @@
 Clients name their statements as they like; two clients that prepare the same text with the same parameter types mean the same
 `Statement`, which has one name on all servers (`PGPOOL_<n>`). Each server remembers which of them it has, the least recently
 used ones give way. A statement that no client and no server holds is forgotten.
+
+What clients hold is bounded (`limit`, max_prepared_memory), and none of them may have more than half of it. What only servers
+hold is bounded by their number and max_prepared_statements.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from typing import Final
 from mypy_extensions import i64
 
 PREFIX: Final = b"PGPOOL_"
+STATEMENT_COST: Final = 448  # bytes that a statement takes beside its text, and a client's name for one beside the name:
+NAME_COST: Final = 128  # together some 500 on CPython 3.11, and the dictionaries' spare places
 
 
 class Statement:
@@ -22,6 +27,7 @@ class Statement:
         self.number: i64 = number
         self.name: bytes = PREFIX + b"%d" % int(number)
         self.holders: i64 = 0
+        self.names: i64 = 0  # clients' names for it
         self.epoch: i64 = 0  # of `Statements`, when it was first prepared
         self.hints: i64 = -1  # of its text (state_texts.py), once somebody has asked
 
@@ -37,6 +43,8 @@ class Statements:
         self._by_number: dict[int, Statement] = {}
         self._numbers: i64 = 0
         self._epoch: i64 = 0
+        self.size: i64 = 0  # bytes that the statements which clients hold take, names included
+        self.limit: i64 = 0  # of `size`; 0: none
 
     def __len__(self) -> int:
         return len(self._by_rest)
@@ -55,6 +63,19 @@ class Statements:
             self._by_number[int(found.number)] = found
         found.holders += 1
         return found
+
+    def has_room(self, known: ClientStatements | None, name: bytes, rest: bytes) -> bool:
+        """May a client whose statements are `known` have one more? A text that others hold costs its own share all the same."""
+        if self.limit == 0:
+            return True
+        cost = len(name) + len(rest) + NAME_COST + STATEMENT_COST
+        own = known.size if known is not None else 0
+        if (own + cost) * 2 > self.limit:
+            return False
+        found = self._by_rest.get(rest)
+        if found is not None and found.names > 0:
+            cost = len(name) + NAME_COST
+        return self.size + cost <= self.limit
 
     def tables_changed(self) -> None:
         """DDL went by: what is prepared from now on must be planned anew."""
@@ -179,6 +200,7 @@ class ClientStatements:
     def __init__(self, statements: Statements) -> None:
         self._statements = statements
         self._by_name: dict[bytes, Statement] = {}
+        self.size: i64 = 0  # bytes, as if it had all of its texts for itself
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -192,21 +214,39 @@ class ClientStatements:
     def put(self, name: bytes, statement: Statement) -> None:
         """`name` means `statement`, whose hold (`Statements.find`) goes over to this map."""
         self._by_name[name] = statement
+        self._count(name, statement)
+
+    def _count(self, name: bytes, statement: Statement) -> None:
+        self.size += len(name) + NAME_COST + len(statement.rest) + STATEMENT_COST
+        self._statements.size += len(name) + NAME_COST
+        if statement.names == 0:
+            self._statements.size += len(statement.rest) + STATEMENT_COST
+        statement.names += 1
+
+    def _discount(self, name: bytes, statement: Statement) -> None:
+        self.size -= len(name) + NAME_COST + len(statement.rest) + STATEMENT_COST
+        self._statements.size -= len(name) + NAME_COST
+        statement.names -= 1
+        if statement.names == 0:
+            self._statements.size -= len(statement.rest) + STATEMENT_COST
 
     def put_back(self, name: bytes, statement: Statement) -> None:
         """A Close that did not happen."""
         if name not in self._by_name:
             statement.holders += 1
             self._by_name[name] = statement
+            self._count(name, statement)
 
     def remove(self, name: bytes) -> Statement | None:
         found = self._by_name.pop(name, None)
         if found is not None:
+            self._discount(name, found)
             self._statements.let_go(found)
         return found
 
     def clear(self) -> None:
-        held = list(self._by_name.values())
-        self._by_name.clear()
-        for statement in held:
+        held = self._by_name
+        self._by_name = {}
+        for name, statement in held.items():
+            self._discount(name, statement)
             self._statements.let_go(statement)

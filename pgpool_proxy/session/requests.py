@@ -28,6 +28,7 @@ from pgpool_proxy.session.outstanding import (
     PARSE_DUPLICATE,
     PARSE_FAKED,
     PARSE_INJECTED,
+    PARSE_REFUSED,
     PARSED,
     SKIP,
     UNNAMED,
@@ -58,6 +59,8 @@ DEALLOCATE: Final = re.compile(
 ).fullmatch
 DEALLOCATED_MESSAGE: Final = backend.command_complete(b"DEALLOCATE")
 
+NO_ROOM_NAME: Final = b"PGPOOL_NO_ROOM"
+NO_ROOM_TEXT: Final = b"too many prepared statements (max_prepared_memory)\0\0\0"  # no SQL: the server refuses it
 VERDICT_NAME: Final = b"PGPOOL_VERDICT"
 UNKNOWN: Final = b"?"  # a server's unnamed statement is nobody's or somebody else's
 
@@ -146,9 +149,14 @@ def _parse(link: Link, client: ClientSession) -> bool:
     if name_end < 0 or name_end - start > MAX_NAME:
         raise errors.ProtocolViolation(errors.BAD_PACKET.with_detail("Parse without the end of its name"))
     name = framer.data[start + HEADER_SIZE : name_end]
-    statement = client.context.statements.find_fresh(framer.data[name_end + 1 : stop])
+    rest = framer.data[name_end + 1 : stop]
     leave_out(link, start, stop)
     known = client.statements
+    if not client.context.statements.has_room(known, name, rest):
+        link.parts.append(frontend.parse(NO_ROOM_NAME, NO_ROOM_TEXT))
+        link.outstanding.push_noted(PARSE, Pending(PARSE_REFUSED))
+        return True
+    statement = client.context.statements.find_fresh(rest)
     if known is None:
         known = ClientStatements(client.context.statements)
         client.statements = known

@@ -125,6 +125,7 @@ class Settings(BaseSettings):
     max_db_client_connections: Annotated[int, Whole("client connections per database; 0 = unlimited")] = 0
     max_db_connections: Annotated[int, Whole("server connections per database, over all users; 0 = unlimited")] = 0
     max_packet_size: Annotated[int, Whole("longest message that is let through, bytes", low=5)] = 2147483647
+    max_prepared_memory: Annotated[int, Whole("bytes that clients' prepared statements may take in a process, half of them for one client; 0 = no limit", own=True)] = 134217728
     max_prepared_statements: Annotated[int, Whole("prepared statements kept per server connection; 0 = do not track them")] = 200
     max_user_client_connections: Annotated[int, Whole("client connections per user, over all databases; 0 = unlimited")] = 0
     max_user_connections: Annotated[int, Whole("server connections per user, over all databases; 0 = unlimited")] = 0

@@ -317,3 +317,36 @@ def test_a_query_that_is_abandoned_again_and_again_leaks_nothing(pooled: Proxy, 
     assert pooled.rss() - memory < 4 * MB
     assert open_files(pooled) <= files + SIZE
     assert_whole(pooled, database, login, SIZE)
+
+
+@pytest.mark.parametrize("text", ["select %d", "select %d /*" + "x" * 1000 + "*/"], ids=["short", "long"])
+def test_statements_that_a_client_piles_up_are_bounded(
+    make_proxy: MakeProxy, database: Database, login: Login, text: str
+) -> None:
+    limit = 16 * MB
+    proxy = make_proxy(
+        databases={"app": database.entry()}, pool_mode="transaction", default_pool_size=SIZE, max_prepared_memory=limit
+    )
+    client, bystander = login(proxy), login(proxy)
+    made = refused = 0
+    with Watch(proxy) as watch:
+        for first in range(0, 40_000, 100):
+            client.send(b"".join([parse(text % at, f"s{at}") + sync() for at in range(first, first + 100)]))
+            for _ in range(100):
+                found = client.read_until(b"Z")
+                made += found[0].type == b"1"
+                if found[0].type == b"E":
+                    refused += 1
+                    assert found[0].fields()["C"] == "53400"
+    assert made > 4000
+    assert refused > 10_000
+    assert made * (len(text) + 300) < limit / 2
+    assert watch.most < limit / 2 + FLAT
+    client.send(bind("s1"), execute(), sync())
+    assert client.read_types() == b"2DCZ"
+    bystander.send(parse("select 'another'", "s"), bind("s"), execute(), sync())
+    assert bystander.read_types() == b"12DCZ"
+    client.close()
+    settle(proxy)
+    bystander.send(*(parse(text % at, f"t{at}") for at in range(3000)), sync())
+    assert bystander.read_types() == b"1" * 3000 + b"Z"

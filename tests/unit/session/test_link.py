@@ -33,6 +33,7 @@ from pgpool_proxy import errors
 from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.pool import IGNORE, PIN, RESET, SESSION, STATEMENT, TRANSACTION, WARN
 from pgpool_proxy.pool.states import SV_ACTIVE, SV_IDLE, SV_TESTED
+from pgpool_proxy.session.prepared_statements import NAME_COST, STATEMENT_COST, ClientStatements, Statements
 from pgpool_proxy.session.server_session import CANCEL_GRACE_S
 from pgpool_proxy.wire import backend, frontend
 
@@ -419,6 +420,105 @@ def test_statements_of_a_pipeline_that_was_never_finished_are_forgotten(cut: int
     for server in world.open_servers:
         server.die()
     assert len(world.context.statements) == 0
+
+
+# --- how much a client may have -------------------------------------------------------------------------------------------
+def room_for(count: int, world: World) -> None:
+    """Each client may have so many statements of 16 bytes (name and text)."""
+    world.context.statements.limit = 2 * count * (16 + NAME_COST + STATEMENT_COST)
+
+
+def numbered(at: int) -> bytes:
+    return parse(b"s%03d" % at, b"select %02d" % at)
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_parse_that_there_is_no_room_for_fails_in_its_place_and_the_client_goes_on(size: int) -> None:
+    world = World(pool_size=1)
+    client = world.client()
+    room_for(3, world)
+    for at in range(3):
+        client.send(numbered(at) + SYNC)
+        world.settle()
+        assert kinds(client.take()) == "1Z"
+    client.send(parse(b"", b"select 1") + bind(b"") + numbered(3) + bind(b"s003") + execute() + SYNC + SELECT, size)
+    world.settle(size)
+    answer = client.take()
+    assert kinds(answer) == "12EZ" + ANSWER
+    assert error_code(answer) == "53400"
+    client.send(bind(b"s002") + execute() + SYNC)
+    client.send(close(b"s001") + SYNC)
+    world.settle()
+    assert kinds(client.take()) == "2DCZ3Z"
+    client.send(numbered(3) + SYNC)
+    world.settle()
+    assert kinds(client.take()) == "1Z"
+    assert not client.is_closed
+
+
+def test_a_parse_that_there_is_no_room_for_fails_the_transaction_as_any_error() -> None:
+    world = World(pool_size=1)
+    client = world.client()
+    room_for(0, world)
+    world.context.statements.limit = 1
+    client.send(BEGIN + numbered(1) + SYNC)
+    world.settle()
+    answer = client.take()
+    assert (kinds(answer), answer[-1:], error_code(answer)) == ("CZEZ", b"E", "53400")
+
+
+def test_a_server_that_goes_instead_has_the_last_word() -> None:
+    world = World(pool_size=1)
+    client = world.client()
+    world.context.statements.limit = 1
+    client.send(numbered(1) + SYNC)
+    world.servers[0].send(backend.error_response(Report("terminating connection", "57P01", "FATAL")))
+    assert error_code(client.take()) == "57P01"
+
+
+def test_one_client_takes_half_of_the_room_and_the_others_the_rest() -> None:
+    world = World(pool_size=1)
+    greedy, other, third = world.client(), world.client(), world.client()
+    room_for(5, world)
+    for client, texts, made in ((greedy, range(20), 5), (other, range(20, 40), 5), (third, range(40, 60), 0)):
+        for at in texts:
+            client.send(numbered(at) + SYNC)
+        world.settle()
+        assert kinds(client.take()).count("1") == made
+    third.send(parse(b"s999", b"select 03") + SYNC)  # costs no more than a name, for which there is no room either
+    world.settle()
+    assert error_code(third.take()) == "53400"
+    greedy.vanish()
+    third.send(numbered(50) + SYNC)
+    world.settle()
+    assert kinds(third.take()) == "1Z"
+    for client in (other, third):
+        client.vanish()
+    assert world.context.statements.size == 0
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_what_clients_hold_is_counted_up_and_down(name: str) -> None:
+    world = World(pool_size=1)
+    client = world.client()
+    through(world, client, CONVERSATIONS[name], 0, 0, False)
+    held = client.session.statements
+    assert (held is None or len(held) == 0) == (world.context.statements.size == 0)
+    assert held is None or held.size >= world.context.statements.size
+    client.vanish()
+    assert world.context.statements.size == 0
+
+
+def test_a_million_texts_of_one_client_stay_below_the_limit() -> None:
+    statements = Statements()
+    statements.limit = 8_000_000
+    known = ClientStatements(statements)
+    for at in range(1_000_000):
+        name, rest = b"s%d" % at, b"select %d\0\0\0" % at
+        if statements.has_room(known, name, rest):
+            known.put(name, statements.find_fresh(rest))
+    assert statements.size <= 4_000_000
+    assert 5000 < len(known) == len(statements) < 8000
 
 
 # --- when the server is free ----------------------------------------------------------------------------------------------
