@@ -10,6 +10,7 @@ import ssl
 import struct
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +288,23 @@ def test_libpq_begins_with_direct_tls_and_binds_to_it(tls_proxy: Proxy, certific
     connection = scram(tls_proxy, certificates, sslnegotiation="direct", sslmode=sslmode, channel_binding="require")
     assert connection.execute("select current_user").fetchone() == ("scram_user",)
     assert connection.pgconn.ssl_in_use
+
+
+@pytest.mark.skipif(psycopg.pq.version() < 170000, reason="this libpq cancels in clear")
+@pytest.mark.parametrize("negotiation", ["postgres", "direct"])
+def test_a_cancel_request_of_a_client_comes_over_tls(tls_proxy: Proxy, certificates: Certificates, negotiation: str) -> None:
+    connection = scram(tls_proxy, certificates, sslnegotiation=negotiation)
+    with ThreadPoolExecutor() as threads:
+        running = threads.submit(connection.execute, "select pg_sleep(30)")
+        wait_until(lambda: tls_proxy.sql(
+            "select count(*) from pg_stat_activity where query = 'select pg_sleep(30)'",
+            user="scram_user", password="scram-secret", sslmode="require",
+        ) == [(1,)])  # fmt: skip
+        connection.cancel_safe(timeout=10)
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            running.result(20)
+    assert connection.execute("select 1").fetchone() == (1,)
+    assert tls_proxy.log_contains("SSL required|unencrypted") is False
 
 
 def test_show_clients_names_version_and_cipher(tls_proxy: Proxy, certificates: Certificates) -> None:

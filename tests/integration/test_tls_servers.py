@@ -39,6 +39,7 @@ def test_each_mode_reaches_a_server_with_tls(
     encrypted = mode != "disable"
     assert in_use(proxy) == (encrypted, "TLSv1.3" if encrypted else None)
     assert proxy.log_contains("SSL established: TLSv1.3/TLS_AES_256_GCM_SHA384") == encrypted
+    assert proxy.show("SERVERS", database="app")["tls"] == ("TLSv1.3/TLS_AES_256_GCM_SHA384" if encrypted else "")
 
 
 @pytest.mark.parametrize("mode", MODES)
