@@ -22,6 +22,7 @@ from pgpool_proxy.process.worker import Worker, be_quiet
 from pgpool_proxy.settings.config import Config, load
 
 END_OF_THE_OLD_S: Final = 10.0  # how long its pidfile may outlive a process that was told to end
+SWITCH_S: Final = 0.0005  # what a thread that renders metrics may keep the loop waiting (Python's default: 5 ms)
 SUBCOMMANDS: Final = ("demo", "check", "passwd", "ping")
 EPILOG: Final = """\
 subcommands:
@@ -117,6 +118,7 @@ def serve(
         daemon.detach()
     servers = settings.default_pool_size * max(1, len(config.databases)) + settings.reserve_pool_size
     daemon.raise_file_limit(settings.max_client_conn + servers + 64)
+    sys.setswitchinterval(SWITCH_S)
     try:
         if not reboot:
             pidfile.write()
