@@ -6,9 +6,10 @@ import asyncio
 import socket
 from functools import partial
 from time import monotonic
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from pgpool_proxy import errors, log
+from pgpool_proxy.errors import Report
 from pgpool_proxy.net.dns import Dns
 from pgpool_proxy.net.listener import tune
 from pgpool_proxy.net.server_connection import ServerConnection
@@ -21,6 +22,8 @@ from pgpool_proxy.session.server_session import ServerSession
 from pgpool_proxy.settings import resolve
 from pgpool_proxy.settings.config import Config
 from pgpool_proxy.settings.entries import DatabaseEntry
+
+NOT_NOW: Final = frozenset({"08", "53", "57"})  # classes of login errors that another host of a list may not have
 
 
 class ConfigSource(Protocol):
@@ -53,6 +56,7 @@ class Connector:
         self._tasks = tasks
         self._context: Context | None = None
         self._turns: dict[str, int] = {}  # database -> place in its host list
+        self._down: dict[tuple[str, str], float] = {}  # (database, host of a list) -> until when the others are preferred
         self._attempts: dict[int, asyncio.Task[None]] = {}
 
     def use(self, context: Context) -> None:
@@ -66,40 +70,71 @@ class Connector:
         entry = self._source.config.database(pool.database.name)
         if context is None or entry is None:
             raise errors.IllegalTransition(f"a server for {pool!r}, which has no entry")
-        session = ServerSession(context, pool, self._next_host(entry), entry.port, now)
+        hosts = self._hosts_in_turn(entry, now)
+        session = ServerSession(context, pool, hosts[0] if hosts else "", entry.port, now)
         if session.login is not None:
             session.login.startup = _startup(entry, pool.user.name)
             session.login.connect_query = (entry.connect_query or "").encode("utf-8", "surrogateescape")
         pool.add_server(session)
-        task = self._tasks.start(self._open(session), f"server {session.number} of {pool.database.name}")
+        task = self._tasks.start(self._open(session, hosts[1:]), f"server {session.number} of {pool.database.name}")
         self._attempts[session.number] = task
         task.add_done_callback(lambda _: self._attempts.pop(session.number, None))
 
-    def abandon(self, session: ServerSession) -> None:
+    def abandon(self, session: ServerSession, report: Report) -> None:
         """The session is closed: an attempt that is still under way ends."""
         task = self._attempts.pop(session.number, None)
         if task is not None and session.transport is None:
             task.cancel()
+        if session.failed_login and report.sqlstate[:2] in NOT_NOW:
+            self._put_off(session)
 
-    def _next_host(self, entry: DatabaseEntry) -> str:
+    # --- host lists -------------------------------------------------------------------------------------------------------
+    def _hosts_in_turn(self, entry: DatabaseEntry, now: float) -> list[str]:
+        """All hosts in the order in which they are to be tried: those that are down come last."""
         hosts = resolve.hosts(self._source.config, entry)
-        if not hosts:
-            return ""
-        turn = self._turns.get(entry.name, 0)
+        if len(hosts) < 2:
+            return list(hosts)
+        turn = self._turns.get(entry.name, 0) % len(hosts)
         if entry.load_balance_hosts == "round-robin":
             self._turns[entry.name] = turn + 1
-        return hosts[turn % len(hosts)]
+        down = {host: self._down.get((entry.name, host), 0.0) for host in hosts}
+        in_turn = [*hosts[turn:], *hosts[:turn]]
+        return sorted(in_turn, key=lambda host: down[host] if down[host] > now else 0.0)
 
-    async def _open(self, session: ServerSession) -> None:
-        connection = ServerConnection(self, session)
-        try:
-            transport = await self._reach(connection, session.pool, session.host, session.port)
-        except (OSError, ValueError) as error:
-            self._failed(session, error)
+    def _put_off(self, session: ServerSession) -> None:
+        """A host of a list does not serve: the others are preferred for a while. `disable` stays with the next one."""
+        name = session.pool.database.name
+        entry = self._source.config.database(name)
+        hosts = resolve.hosts(self._source.config, entry) if entry is not None else ()
+        if entry is None or len(hosts) < 2 or session.host not in hosts:
             return
-        except Exception as error:
-            self.crashed(session, error, monotonic())
-            return
+        pause = self._source.config.settings.server_login_retry
+        if self._down.get((name, session.host), 0.0) <= monotonic():
+            log.get_logger().warning(f"host {session.host} of {name} is passed over for {pause:g}s: it does not serve")
+        self._down[name, session.host] = monotonic() + pause
+        turn = self._turns.get(name, 0)
+        if entry.load_balance_hosts != "round-robin" and hosts[turn % len(hosts)] == session.host:
+            self._turns[name] = turn + 1
+
+    async def _open(self, session: ServerSession, others: list[str]) -> None:
+        """Connect to the session's host, and when that fails to the others of its list; each has its share of the time."""
+        share = self._source.config.settings.server_connect_timeout / (len(others) + 1) if others else 0.0
+        while True:
+            connection = ServerConnection(self, session)
+            try:
+                async with asyncio.timeout(share or None):
+                    transport = await self._reach(connection, session.pool, session.host, session.port)
+                break
+            except (OSError, ValueError) as error:  # TimeoutError is an OSError
+                self._put_off(session)
+                if not others or session.is_closed:
+                    self._failed(session, error)
+                    return
+                session.host = others.pop(0)
+            except Exception as error:
+                self.crashed(session, error, monotonic())
+                return
+        self._down.pop((session.pool.database.name, session.host), None)
         if session.is_closed:
             transport.abort()
             return
@@ -144,19 +179,11 @@ class Connector:
         return transport
 
     def _failed(self, session: ServerSession, error: Exception) -> None:
-        entry_name = session.pool.database.name
-        self._turns[entry_name] = self._turns.get(entry_name, 0) + (
-            1 if self._is_sticky(entry_name) else 0
-        )  # `disable` stays with a host until it fails
         lookup = isinstance(error, socket.gaierror)
         report = errors.DNS_FAILED if lookup else errors.CONNECT_FAILED
         if isinstance(error, TlsRefused):
             report = errors.TLS_REFUSED
         session.disconnect(report.with_detail(f"{session.host}:{session.port}: {error}"), monotonic())
-
-    def _is_sticky(self, name: str) -> bool:
-        entry = self._source.config.database(name)
-        return entry is not None and entry.load_balance_hosts != "round-robin"
 
     def crashed(self, session: ServerSession, error: BaseException, now: float) -> None:
         """A bug: only this connection, and the client linked to it, pay for it."""

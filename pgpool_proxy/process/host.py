@@ -205,7 +205,7 @@ class WorkerHost:
 
     def server_closed(self, session: ServerSession, report: Report, now: float) -> None:
         worker = self._worker
-        worker.connector.abandon(session)
+        worker.connector.abandon(session, report)
         self._counters.ended("server", report)
         detail = f": {report.detail}" if report.detail else ""
         if session.failed_login:
