@@ -1,9 +1,8 @@
 """The BackendKeyData that we hand out, and whose each is. Knows nothing of what a cancel does.
 
 A key is 8 bytes from the system's random source: process id and secret of the protocol are not told apart, as in PgBouncer.
-Clients of protocol 3.2 get 36, a process id and a secret of 32 bytes, as from PostgreSQL 18. Bit 7 of byte 0 is clear, so that
-drivers which read the process id as a signed Int32 see it positive. With a peer id, bytes 1 and 2 hold it in little-endian
-order and the low two bits of byte 7 the hops that are left (PgBouncer's encoding).
+Bit 7 of byte 0 is clear, so that drivers which read the process id as a signed Int32 see it positive. With a peer id, bytes 1
+and 2 hold it in little-endian order and the low two bits of byte 7 the hops that are left (PgBouncer's encoding).
 """
 
 from __future__ import annotations
