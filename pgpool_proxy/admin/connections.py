@@ -69,6 +69,11 @@ def pools_in_order(source: Source) -> list[Pool]:
     return [pool for _, pool in sorted(source.registry.pools.items())]
 
 
+def _all_pools(source: Source) -> list[Pool]:
+    """Those of databases, then those of peers, whose clients and servers only carry CancelRequests."""
+    return pools_in_order(source) + [pool for _, pool in sorted(source.registry.peer_pools.items())]
+
+
 def seconds_and_micros(seconds: float) -> tuple[int, int]:
     micros = int(seconds * 1_000_000)
     return micros // 1_000_000, micros % 1_000_000
@@ -118,7 +123,7 @@ def _number(member: object) -> int:
 
 def _clients_by_pool(source: Source, states: dict[int, str]) -> list[PoolClient]:
     found: list[PoolClient] = []
-    for pool in pools_in_order(source):
+    for pool in _all_pools(source):
         for state in states:
             found += sorted([cast(PoolClient, member) for member in pool.clients[state].members()], key=_number)
     return found
@@ -126,7 +131,7 @@ def _clients_by_pool(source: Source, states: dict[int, str]) -> list[PoolClient]
 
 def _servers_by_pool(source: Source, states: dict[int, str]) -> list[PoolServer]:
     found: list[PoolServer] = []
-    for pool in pools_in_order(source):
+    for pool in _all_pools(source):
         for state in states:
             found += sorted([cast(PoolServer, member) for member in pool.servers[state].members()], key=_number)
     return found

@@ -62,16 +62,19 @@ def pools(source: Source) -> Iterator[Row]:
 
 
 def peer_pools(source: Source) -> Iterator[Row]:
-    """A pool for each peer; requests for peers wait in none."""
-    for number in sorted(source.config.peers):
-        yield number, 0, 0, 0, 0
+    for number, pool in sorted(source.registry.peer_pools.items()):
+        yield (
+            number,
+            int(pool.clients[CL_ACTIVE_CANCEL].count),
+            int(pool.clients[CL_WAITING_CANCEL].count),
+            int(pool.servers[SV_ACTIVE_CANCEL].count),
+            int(pool.servers[SV_LOGIN].count),
+        )
 
 
 def peers(source: Source) -> Iterator[Row]:
-    settings = source.config.settings
-    for number, peer in sorted(source.config.peers.items()):
-        size = peer.pool_size if peer.pool_size is not None else settings.default_pool_size
-        yield number, peer.host, peer.port, size
+    for number, (host, port, size) in sorted(resolve.peers(source.config).items()):
+        yield number, host, port, size
 
 
 def databases(source: Source) -> Iterator[Row]:
@@ -197,7 +200,7 @@ def lists(source: Source) -> Iterable[Row]:
         "users": len({*registry.users, *source.known_users(), *source.config.users}),
         "peers": len(source.config.peers),
         "pools": len(registry.pools),
-        "peer_pools": len(source.config.peers),
+        "peer_pools": len(registry.peer_pools),
         "free_clients": 0,
         "used_clients": int(registry.client_count),
         "login_clients": int(registry.login_clients.count),

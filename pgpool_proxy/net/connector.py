@@ -18,6 +18,7 @@ from pgpool_proxy.net.tls import ServerTls, TlsRefused, described, secured, serv
 from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.session.cancel import CancelSession
 from pgpool_proxy.session.context import Context
+from pgpool_proxy.session.peers import PeerCancel
 from pgpool_proxy.session.server_session import ServerSession
 from pgpool_proxy.settings import resolve
 from pgpool_proxy.settings.config import Config
@@ -36,7 +37,7 @@ class ConfigSource(Protocol):
 class CancelConnection(asyncio.Protocol):
     """asyncio's Protocol for one CancelRequest."""
 
-    def __init__(self, session: CancelSession) -> None:
+    def __init__(self, session: CancelSession | PeerCancel) -> None:
         self._session = session
 
     def data_received(self, data: bytes) -> None:
@@ -199,13 +200,19 @@ class Connector:
                 session.transport.abort()
 
     # --- cancel requests --------------------------------------------------------------------------------------------------
-    def send_cancel(self, session: CancelSession) -> None:
-        """Open the connection of a CancelRequest."""
+    def send_cancel(self, session: CancelSession | PeerCancel) -> None:
+        """Open the connection of a CancelRequest: to a server as its pool's are, to a peer without TLS, as PgBouncer."""
         self._tasks.start(self._open_cancel(session), f"cancel {session.number}")
 
-    async def _open_cancel(self, session: CancelSession) -> None:
+    async def _open_cancel(self, session: CancelSession | PeerCancel) -> None:
+        connection = CancelConnection(session)
+        timeout = self._source.config.settings.server_connect_timeout
         try:
-            transport = await self._reach(CancelConnection(session), session.pool, session.host, session.port)
+            async with asyncio.timeout(timeout or None):
+                if isinstance(session, PeerCancel):
+                    transport = await self._connect(connection, session.host, session.port)
+                else:
+                    transport = await self._reach(connection, session.pool, session.host, session.port)
         except Exception as error:
             session.disconnect(errors.CONNECT_FAILED.with_detail(str(error)), monotonic())
             if not isinstance(error, (OSError, ValueError)):

@@ -1,8 +1,9 @@
 """The BackendKeyData that we hand out, and whose each is. Knows nothing of what a cancel does.
 
-A key is 8 bytes from the system's random source: process id and secret of the protocol are not told apart, as in PgBouncer.
-Bit 7 of byte 0 is clear, so that drivers which read the process id as a signed Int32 see it positive. With a peer id, bytes 1
-and 2 hold it in little-endian order and the low two bits of byte 7 the hops that are left (PgBouncer's encoding).
+A key is 8 bytes from the system's random source, 36 for a client that speaks protocol 3.2: process id and secret of the
+protocol are not told apart, as in PgBouncer. Bit 7 of byte 0 is clear, so that drivers which read the process id as a signed
+Int32 see it positive. With a peer id, bytes 1 and 2 hold it in little-endian order and the low two bits of byte 7 the hops that
+are left (PgBouncer's encoding, in keys of both lengths).
 """
 
 from __future__ import annotations
@@ -15,8 +16,21 @@ from mypy_extensions import i64
 from pgpool_proxy.pool.handles import PoolClient
 
 KEY_SIZE: Final = 8
+LONG_KEY_SIZE: Final = 36  # for clients that speak protocol 3.2: PostgreSQL 18's secret has 32 bytes
 FIRST_TTL: Final = 3
 STOCK: Final = 128
+
+
+def peer_of(key: bytes) -> int:
+    """The peer id in a key of a CancelRequest. Without peering these are random bits."""
+    return key[1] | key[2] << 8
+
+
+def one_hop_less(key: bytes) -> bytes | None:
+    """The key as it is passed on to a peer; None when it has been passed on too often."""
+    if not key[7] & 3:
+        return None
+    return key[:7] + bytes((key[7] - 1,)) + key[8:]
 
 
 class CancelKeys:
@@ -29,10 +43,12 @@ class CancelKeys:
         self._drawn: i64 = 0
         self._clients: dict[bytes, PoolClient] = {}
 
-    def issue(self, client: PoolClient) -> bytes:
-        """A fresh key for `client`, which stays valid until `revoke`."""
+    def issue(self, client: PoolClient, long: bool = False) -> bytes:
+        """A fresh key for `client`, which stays valid until `revoke`; `long`: of protocol 3.2."""
         while True:
             key = bytearray(self._draw())
+            while long and len(key) < LONG_KEY_SIZE:
+                key += self._draw()[: LONG_KEY_SIZE - len(key)]
             key[0] &= 0x7F
             if self.peer_id:
                 key[1] = self.peer_id & 0xFF
@@ -65,6 +81,6 @@ class CancelKeys:
     def find(self, key: bytes) -> PoolClient | None:
         """The client that the key was given to; None for every other key, whatever its length."""
         found = self._clients.get(key)
-        if found is None and self.peer_id and len(key) == KEY_SIZE:
-            return self._clients.get(key[:7] + bytes((key[7] & 0xFC | FIRST_TTL,)))
+        if found is None and self.peer_id and len(key) >= KEY_SIZE:
+            return self._clients.get(key[:7] + bytes((key[7] & 0xFC | FIRST_TTL,)) + key[8:])
         return found

@@ -15,7 +15,15 @@ from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
 from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.pool.registry import Database, Registry
-from pgpool_proxy.pool.states import CL_ACTIVE, CL_WAITING_CANCEL, SV_ACTIVE, SV_BEING_CANCELED, SV_TESTED, SV_USED
+from pgpool_proxy.pool.states import (
+    CL_ACTIVE,
+    CL_WAITING_CANCEL,
+    SV_ACTIVE,
+    SV_ACTIVE_CANCEL,
+    SV_BEING_CANCELED,
+    SV_TESTED,
+    SV_USED,
+)
 
 CLOSE_CLIENT: Final = 0
 CLOSE_SERVER: Final = 1
@@ -74,6 +82,8 @@ class Janitor:
                 orders.append(Order(GROW, NOTHING_TO_SAY, pool=pool))
             if not wanted and self.pool_idle_timeout > 0 and self._is_abandoned(pool, now):
                 orders.append(Order(DROP_POOL, NOTHING_TO_SAY, pool=pool))
+        for pool in self.registry.peer_pools.values():
+            self._tend_peer(pool, now, orders)
         if self.autodb_idle_timeout > 0:
             self._forget_databases(now, orders)
         return orders
@@ -170,6 +180,15 @@ class Janitor:
                     spare -= 1
                 elif members is pool.idle and limits.server_check_query is not None and 0 < limits.server_check_delay <= idle:
                     pool.move_server(server, SV_USED)
+
+    def _tend_peer(self, pool: Pool, now: float, orders: list[Order]) -> None:
+        """Cancel requests for a peer that does not answer must not hold the places of others."""
+        self._expire_waiting(pool, now, orders)
+        for members in (pool.opening, pool.servers[SV_ACTIVE_CANCEL]):
+            for member in members.members():
+                server = cast(PoolServer, member)
+                if 0 < self.cancel_wait_timeout <= now - server.request_time:
+                    orders.append(Order(CLOSE_SERVER, errors.CANCEL_WAIT_TIMEOUT, server=server))
 
     def _end_of_tests(self, pool: Pool, now: float, orders: list[Order]) -> None:
         """Servers that do not answer a check or a reset, or whose cancel does not end: they would never be free again."""

@@ -85,6 +85,7 @@ class Registry:
         self.databases: dict[str, Database] = {}
         self.users: dict[str, User] = {}
         self.pools: dict[tuple[str, str], Pool] = {}
+        self.peer_pools: dict[int, Pool] = {}  # by peer id; cancel requests on their way to peers (session/peers.py)
         self.login_clients: StateList = StateList("cl_login")
         self.client_count: i64 = 0
         self.max_client_conn: i64 = 100
@@ -242,14 +243,14 @@ class Registry:
     # --- walks --------------------------------------------------------------------------------------------------------
     def all_servers(self) -> list[PoolServer]:
         found: list[PoolServer] = []
-        for pool in self.pools.values():
+        for pool in [*self.pools.values(), *self.peer_pools.values()]:
             for members in pool.servers:
                 found.extend([cast(PoolServer, member) for member in members.members()])
         return found
 
     def all_clients(self) -> list[PoolClient]:
         found = [cast(PoolClient, member) for member in self.login_clients.members()]
-        for pool in self.pools.values():
+        for pool in [*self.pools.values(), *self.peer_pools.values()]:
             for members in pool.clients:
                 found.extend([cast(PoolClient, member) for member in members.members()])
         return found

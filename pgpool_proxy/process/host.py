@@ -115,12 +115,12 @@ class WorkerHost:
 
     # --- cancels --------------------------------------------------------------------------------------------------------
     def cancel(self, session: ClientSession, key: bytes, now: float) -> None:
-        """A CancelRequest: to the server of the client whose key it is, or to the client's place in the queue."""
+        """A CancelRequest: to the server of the client whose key it is, to the client's place in the queue, or to a peer."""
         worker = self._worker
         self._counters.cancels += 1
         client = worker.keys.find(key)
         if not isinstance(client, ClientSession):
-            session.leave(errors.CANCEL_UNKNOWN_KEY, now)
+            worker.peers.forward(session, key, now)
         elif client.console is not None:
             client.console.cancel(now)
             session.leave(errors.CANCEL_SENT, now)

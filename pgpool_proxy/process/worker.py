@@ -42,8 +42,10 @@ from pgpool_proxy.process.watch import Watch
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.context import Context
 from pgpool_proxy.session.parameters import TrackedParameters
+from pgpool_proxy.session.peers import Peers
 from pgpool_proxy.session.server_session import ServerSession
 from pgpool_proxy.settings import config as configuration
+from pgpool_proxy.settings import resolve
 from pgpool_proxy.settings.config import Config
 from pgpool_proxy.settings.entries import AUTODB
 from pgpool_proxy.settings.reload import ReloadPlan, plan
@@ -77,6 +79,7 @@ class Worker:
         tracked = [name.strip().encode() for name in config.settings.track_extra_parameters.split(",")]
         self.context = Context(self.host, self.registry, self.keys, TrackedParameters(tracked))
         self.connector.use(self.context)
+        self.peers = Peers(self.context, self.connector.send_cancel)
         self.janitor = Janitor(self.registry)
         self.listener = Listener(self.context)
         self.stats = Statistics(self.registry)
@@ -168,6 +171,7 @@ class Worker:
         self.janitor.client_login_timeout = settings.client_login_timeout
         self.janitor.server_connect_timeout = settings.server_connect_timeout
         self.janitor.cancel_wait_timeout = settings.cancel_wait_timeout
+        self.peers.configure(resolve.peers(config), settings.cancel_wait_timeout, monotonic())
         self.janitor.pool_idle_timeout = settings.pool_idle_timeout
         self.janitor.autodb_idle_timeout = settings.autodb_idle_timeout
         self.admin_users = frozenset(_names(settings.admin_users))
@@ -245,6 +249,7 @@ class Worker:
     def _close_everybody(self) -> None:
         now = monotonic()
         self.registry.closing = errors.SHUTTING_DOWN
+        self.peers.close(now)
         for client in self.registry.all_clients():
             if isinstance(client, ClientSession):
                 client.disconnect(self.closing or errors.SHUTTING_DOWN, now)

@@ -57,6 +57,12 @@ def query_wait_timeout(config: Config, database: DatabaseEntry, user: str) -> fl
     return config.settings.query_wait_timeout
 
 
+def peers(config: Config) -> dict[int, tuple[str, int, int]]:
+    """Peer id -> (host, port, cancel requests at a time; 0 = unlimited)."""
+    size = config.settings.default_pool_size
+    return {number: (peer.host, peer.port, _given(None, peer.pool_size, size)) for number, peer in config.peers.items()}
+
+
 # --- database > global ------------------------------------------------------------------------------------------------
 def min_pool_size(config: Config, database: DatabaseEntry) -> int:
     return _given(None, database.min_pool_size, config.settings.min_pool_size)

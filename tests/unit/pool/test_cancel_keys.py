@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from fix_sessions import World
 
-from pgpool_proxy.pool.cancel_keys import FIRST_TTL, KEY_SIZE, STOCK, CancelKeys
+from pgpool_proxy.pool.cancel_keys import FIRST_TTL, KEY_SIZE, LONG_KEY_SIZE, STOCK, CancelKeys, one_hop_less, peer_of
 
 
 def random_of(*draws: bytes) -> tuple[CancelKeys, Iterator[bytes]]:
@@ -70,3 +70,28 @@ def test_a_key_says_which_peer_gave_it_and_how_many_hops_are_left(peer: int) -> 
     assert key[7] & 3 == FIRST_TTL
     for hops in range(4):  # it may have come through other peers
         assert keys.find(key[:7] + bytes((key[7] & 0xFC | hops,))) is client
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_key_that_was_passed_on_finds_its_client_until_no_hop_is_left(long: bool) -> None:
+    keys = CancelKeys(os.urandom, 0x1234)
+    client = World().client().session
+    key: bytes | None = keys.issue(client, long)
+    hops = 0
+    while key is not None:
+        assert (peer_of(key), keys.find(key)) == (0x1234, client)
+        key = one_hop_less(key)
+        hops += 1
+    assert hops == FIRST_TTL + 1
+
+
+@pytest.mark.parametrize("peer", [0, 300])
+def test_a_long_key_is_as_random_as_it_is_long_and_found_as_a_whole_only(peer: int) -> None:
+    keys = CancelKeys(os.urandom, peer)
+    world = World()
+    first, second = world.client().session, world.client().session
+    key, other = keys.issue(first, True), keys.issue(second, True)
+    assert len(key) == len(other) == LONG_KEY_SIZE
+    assert key[8:16] != key[16:24] != other[16:24]
+    assert keys.find(key) is first
+    assert [keys.find(wrong) for wrong in (key[:8], key[:-1], key + b"\0", key[:8] + other[8:])] == [None] * 4
