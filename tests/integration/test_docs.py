@@ -271,3 +271,12 @@ def test_every_message_that_is_explained_exists() -> None:
     for message in ("unix socket is in use, cannot continue", "should not run as root", "nothing to listen on"):
         assert message in TROUBLES
         assert message in sources
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_that_a_page_names_with_a_value_take_it(page: Path) -> None:
+    for name, value in re.findall(r"`([a-z0-9_]+) = ([^`\n]+)`", page.read_text()):
+        if name in KEYS:
+            KEYS[name].parse(value)
+        elif "=" not in value:  # else it is an entry
+            assert name == "ssl", f"{name} is no setting"  # PostgreSQL's
