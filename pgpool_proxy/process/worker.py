@@ -160,6 +160,7 @@ class Worker:
         context.application_name_add_host = settings.application_name_add_host
         context.cancel_on_disconnect = settings.cancel_on_disconnect
         context.statements.limit = settings.max_prepared_memory
+        context.newest_minor = int(settings.protocol_version_max.removeprefix("3."))
         context.track_startup_parameters = settings.track_startup_parameters
         context.login_notify_message = settings.login_notify_message
         self.dns.configure(settings)

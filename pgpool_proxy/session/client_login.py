@@ -48,6 +48,7 @@ POOL: Final = 4
 TLS: Final = 5
 REFUSED: Final = 6
 
+LONG_KEYS: Final = 2  # protocol 3.2 brought cancel keys of other sizes than 8 bytes
 MAX_USERNAME: Final = 127  # PgBouncer's MAX_USERNAME without the terminator
 MAX_EARLY: Final = 65536  # bytes that may come before their turn
 MAX_PASSWORD_MESSAGE: Final = 65536 + HEADER_SIZE  # PgBouncer allows passwords of 65,530 bytes
@@ -63,7 +64,6 @@ class ClientLogin:
         self.asked_ssl: bool = False
         self.asked_gss: bool = False
         self.minor: i64 = 0
-        self.unknown_options: list[bytes] = []
         self.user: str = ""
         self.database_name: str = ""
         self.replication: bytes = b""
@@ -143,8 +143,11 @@ class ClientLogin:
     # --- startup --------------------------------------------------------------------------------------------------------
     def _startup(self, packet: startup.FirstPacket, now: float) -> None:
         session = self.session
+        newest = session.context.newest_minor
         self.minor = packet.minor
-        self.unknown_options = packet.options
+        if self.minor > newest or packet.options:
+            self.minor = min(self.minor, newest)
+            session.write(backend.negotiate_protocol_version(PROTOCOL_3_0 | int(self.minor), packet.options))
         user = packet.parameters.get("user", b"")
         if not user:
             raise errors.ProtocolViolation(errors.NO_USERNAME)
@@ -285,14 +288,10 @@ class ClientLogin:
             pool.request(session, now)  # `spelled` goes on
             return
         answer = self._answer
-        if self.minor > context.newest_minor or self.unknown_options:
-            answer.insert(
-                0, backend.negotiate_protocol_version(PROTOCOL_3_0 | int(context.newest_minor), self.unknown_options)
-            )
         answer.append(backend.AUTHENTICATION_OK)
         session.at_connect = session.parameters
         answer.append(welcome.statuses_of(session.parameters))
-        answer.append(backend.backend_key_data(context.cancel_keys.issue(session)))
+        answer.append(backend.backend_key_data(context.cancel_keys.issue(session, self.minor >= LONG_KEYS)))
         if context.login_notify_message and not pool.database.is_admin:
             answer.append(backend.notice_response(Report(context.login_notify_message, "00000", "NOTICE")))
         answer.append(backend.READY_IDLE)

@@ -167,7 +167,7 @@ class Context:
         self.disable_pqexec: bool = False
         self.ignored_parameters: frozenset[str] = frozenset()
         self.application_name_add_host: bool = False
-        self.newest_minor: i64 = 0  # protocol 3.x that is spoken with clients
+        self.newest_minor: i64 = 0  # protocol 3.x that is spoken with clients, and that servers are asked for
         self.login_notify_message: str = ""
         self.text_chars: i64 = 0  # how much of each statement's text is kept for the log; 0: none
         self.slow_query_us: i64 = 0  # queries that take that long are told to the host; 0: none

@@ -24,6 +24,7 @@ from pgpool_proxy.wire.codes import (
     NEGOTIATE_PROTOCOL_VERSION,
     NOTICE_RESPONSE,
     PARAMETER_STATUS,
+    PROTOCOL_3_0,
     READY_FOR_QUERY,
     STATUS_IDLE,
 )
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE: Final = 65536  # no message of a login is longer; an error text may be long
 MAX_PARAMETERS: Final = 500  # PostgreSQL reports some fifteen
-MAX_KEY: Final = 260
+MAX_KEY: Final = 260  # protocol 3.2: process id and a secret of up to 256 bytes
 SOON_OVER: Final = ("57P03", "53300")  # the server is starting up, or is full for now: those who wait go on waiting
 
 
@@ -49,6 +50,7 @@ class ServerLogin:
         self.is_in: bool = False
         self.connect_query: bytes = b""  # filled in by the connector; its answer is read while `querying`
         self.querying: bool = False
+        self.minor: i64 = 0  # protocol 3.x that the server is asked for
         self.startup: list[tuple[bytes, bytes]] = []  # filled in by the connector
         self.reported: dict[bytes, bytes] = {}
         self.told: Report | None = None  # the server's own error
@@ -57,7 +59,8 @@ class ServerLogin:
         """The connection stands: say who we are."""
         session = self.session
         self.exchange = session.context.host.server_exchange(session)
-        session.write(frontend.startup(self.startup))
+        self.minor = session.context.newest_minor
+        session.write(frontend.startup(self.startup, PROTOCOL_3_0 | int(self.minor)))
 
     def received(self, data: bytes, now: float) -> None:
         """A chunk of a server that is not ready yet. Raises `ProtocolViolation`."""
@@ -76,8 +79,7 @@ class ServerLogin:
             elif kind == NOTICE_RESPONSE:
                 continue
             elif not self.is_in:
-                if kind != NEGOTIATE_PROTOCOL_VERSION:
-                    raise errors.ProtocolViolation(errors.SERVER_PROTOCOL.with_detail("a message before its turn"))
+                self._negotiated(kind, reader.body)
             elif kind == PARAMETER_STATUS:
                 self._parameter(reader.body)
             elif kind == BACKEND_KEY_DATA:
@@ -96,6 +98,13 @@ class ServerLogin:
                 self._ready(now)
             else:
                 raise errors.ProtocolViolation(errors.SERVER_PROTOCOL.with_detail("a message before its turn"))
+
+    def _negotiated(self, kind: i64, body: bytes) -> None:
+        """Before AuthenticationOk, only NegotiateProtocolVersion may come: the server speaks an older 3.x, which is fine."""
+        if kind != NEGOTIATE_PROTOCOL_VERSION:
+            raise errors.ProtocolViolation(errors.SERVER_PROTOCOL.with_detail("a message before its turn"))
+        if len(body) < 8 or not PROTOCOL_3_0 <= int32_at(body, 0) <= PROTOCOL_3_0 | int(self.minor):
+            raise errors.ProtocolViolation(errors.SERVER_PROTOCOL.with_detail("broken NegotiateProtocolVersion"))
 
     def _answer_of_query(self, data: bytes, now: float) -> None:
         """What connect_query is answered with: errors, for the log, and reported parameters count. Rows may be of any size."""

@@ -33,6 +33,7 @@ SessionState: TypeAlias = Literal["ignore", "warn", "reset", "pin"]
 AuthType: TypeAlias = Literal["any", "trust", "plain", "md5", "cert", "hba", "ldap", "pam", "scram-sha-256"]
 SslMode: TypeAlias = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 TlsNegotiation: TypeAlias = Literal["postgres", "direct"]
+ProtocolVersion: TypeAlias = Literal["3.0", "3.2"]
 LogFormat: TypeAlias = Literal["text", "json"]
 Facility: TypeAlias = Literal[
     "auth", "authpriv", "cron", "daemon", "ftp", "kern", "local0", "local1", "local2", "local3", "local4", "local5",
@@ -44,6 +45,7 @@ SESSION_STATES: Final[tuple[str, ...]] = get_args(SessionState)
 AUTH_TYPES: Final[tuple[str, ...]] = get_args(AuthType)
 SSL_MODES: Final[tuple[str, ...]] = get_args(SslMode)
 TLS_NEGOTIATIONS: Final[tuple[str, ...]] = get_args(TlsNegotiation)
+PROTOCOL_VERSIONS: Final[tuple[str, ...]] = get_args(ProtocolVersion)
 FACILITIES: Final[tuple[str, ...]] = get_args(Facility)
 
 ENVIRONMENT_PREFIX: Final = "PGPOOL_PROXY_"
@@ -139,6 +141,7 @@ class Settings(BaseSettings):
     pkt_buf: Annotated[int, Whole("size of a buffer; here the event loop sizes its own", changeable=False, effect=False)] = 4096
     pool_idle_timeout: Annotated[float, Seconds("free a pool without clients and servers after that long; 0 = never")] = 0.0
     pool_mode: Annotated[PoolMode, Word("when a server goes back to the pool", words=POOL_MODES)] = "session"
+    protocol_version_max: Annotated[ProtocolVersion, Word("newest protocol that is spoken with clients, and that servers are asked for; 3.2 has longer cancel keys", words=PROTOCOL_VERSIONS, own=True)] = "3.0"
     query_timeout: Annotated[float, Seconds("close client and server when a query runs longer; 0 = never")] = 0.0
     query_wait_notify: Annotated[int, Whole("seconds in the queue after which a client is told so; 0 = never")] = 5
     query_wait_timeout: Annotated[float, Seconds("disconnect a client that waited that long for a server; 0 = never")] = 120.0

@@ -325,11 +325,9 @@ def test_a_newer_minor_protocol_is_negotiated_down(proxy: Proxy, make_raw_client
     client = make_raw_client(proxy.port)
     client.send(startup_message(protocol=196_608 + 9_999, **{"_pq_.fancy": "1"}))
     first = client.read_message()
-    while first.type == b"R":
-        first = client.read_message()
-    assert first.type == b"v"
+    assert first.type == b"v"  # before the authentication begins
     newest, count = struct.unpack_from("!ii", first.body)
-    assert (newest >> 16, count, first.body[8:]) == (3, 1, b"_pq_.fancy\0") or newest & 0xFFFF in (0, 2)
+    assert (newest, count, first.body[8:]) == (3 << 16, 1, b"_pq_.fancy\0")
     client.read_until(b"Z")
     assert value(client, "select 1") == "1"
 
