@@ -213,6 +213,9 @@ class Connector:
                     transport = await self._connect(connection, session.host, session.port)
                 else:
                     transport = await self._reach(connection, session.pool, session.host, session.port)
+        except TimeoutError:
+            session.disconnect(errors.CONNECT_TIMEOUT, monotonic())
+            return
         except Exception as error:
             session.disconnect(errors.CONNECT_FAILED.with_detail(str(error)), monotonic())
             if not isinstance(error, (OSError, ValueError)):

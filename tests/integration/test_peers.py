@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import time
 from collections.abc import Callable
@@ -166,6 +167,26 @@ def test_a_peer_that_is_down_costs_nothing(
     assert not any(found.type == b"E" for found in client.read_until(b"Z"))
     assert value(client, "select 1") == "1"
     first.wait_log("connect failed")
+
+
+def test_a_peer_that_does_not_take_connections_is_given_up_after_server_connect_timeout(
+    make_proxy: MakeProxy, make_raw_client: MakeRawClient
+) -> None:
+    with socket.socket() as deaf, socket.socket() as first, socket.socket() as second:
+        deaf.bind((LOOPBACK, 0))
+        deaf.listen(0)
+        for filler in (first, second):  # its queue is full: the kernel answers no further SYN
+            filler.setblocking(False)
+            filler.connect_ex(deaf.getsockname())
+        peers = {"2": f"host={LOOPBACK} port={deaf.getsockname()[1]}"}
+        proxy = make_proxy(peer_id=1, sections={"peers": peers}, server_connect_timeout=1, cancel_wait_timeout=0)
+        messengers = [make_raw_client(proxy.port) for _ in range(3)]
+        for messenger in messengers:
+            messenger.send(cancel_request(*key_of(2, 3)))
+        wait_until(lambda: proxy.show("PEER_POOLS", sv_login=3))
+        assert all(messenger.is_closed() for messenger in messengers)
+        assert proxy.show("PEER_POOLS")["sv_login"] == 0
+        proxy.wait_log("closing because: connect timeout")
 
 
 def silent_peer(make_proxy: MakeProxy, make_middleman: MakeMiddleman, database: Database, **settings: object) -> Proxy:
