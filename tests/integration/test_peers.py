@@ -6,6 +6,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from signal import SIGTERM
 
 import pytest
 from fix_clients import Database, Login, ask, error, settle, value
@@ -105,6 +106,21 @@ def test_poolers_that_share_one_port_cancel_for_each_other(
     for client in clients:
         send(make_raw_client, proxies[0].port, client.pid, client.secret)
         assert error(client.read_until(b"Z"))["C"] == "57014"
+
+
+def test_a_pooler_that_finishes_behind_its_successor_still_hears_of_cancels(
+    make_peers: MakePeers, database: Database, make_raw_client: MakeRawClient
+) -> None:
+    old, new = make_peers(2, listen_port=free_port(), so_reuseport=1)
+    client = make_raw_client(path=f"{old.directory}/.s.PGSQL.{old.port}")
+    assert client.login()[-1].type == b"Z"
+    sleep(database, client, "long")
+    old.signal(SIGTERM)
+    old.wait_log("SIGTERM")
+    send(make_raw_client, new.port, client.pid, client.secret)
+    assert error(client.read_until(b"Z"))["C"] == "57014"
+    client.close()
+    assert old.wait_exit() == 0
 
 
 def test_a_driver_that_hangs_up_at_once_is_served(
