@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from functools import partial
 from time import monotonic
@@ -25,6 +26,7 @@ from pgpool_proxy.settings.config import Config
 from pgpool_proxy.settings.entries import DatabaseEntry
 
 NOT_NOW: Final = frozenset({"08", "53", "57"})  # classes of login errors that another host of a list may not have
+MAX_UNREAD: Final = 1 << 20  # bytes: last words, or the end of an answer
 
 
 class ConfigSource(Protocol):
@@ -199,6 +201,9 @@ class Connector:
             if session.transport is not None:
                 session.transport.abort()
 
+    def unread(self, session: ServerSession) -> bytes:
+        return unread(session)
+
     # --- cancel requests --------------------------------------------------------------------------------------------------
     def send_cancel(self, session: CancelSession | PeerCancel) -> None:
         """Open the connection of a CancelRequest: to a server as its pool's are, to a peer without TLS, as PgBouncer."""
@@ -225,6 +230,27 @@ class Connector:
             transport.abort()
             return
         session.connected(transport, monotonic())
+
+
+def unread(session: ServerSession) -> bytes:
+    """What is left in the receive buffer of a connection that broke while it was written to; nothing with TLS.
+
+    The loop gives a transport up at the first write that fails, without a look at what came before the peer's RST. The
+    kernel keeps that until the socket is closed, which follows `connection_lost`.
+    """
+    sock = cast(Any, session.transport).get_extra_info("socket") if session.transport is not None else None
+    if sock is None or session.tls:
+        return b""
+    data = b""
+    try:
+        while len(data) < MAX_UNREAD:
+            chunk = os.read(sock.fileno(), MAX_UNREAD)
+            if not chunk:
+                break
+            data += chunk
+    except (OSError, ValueError):
+        pass  # nothing more
+    return data
 
 
 def _tune(pseudo: Any, config: Config) -> None:

@@ -20,6 +20,10 @@ class Dock(Protocol):
         """A bug: log it with its context and close the connection."""
         ...
 
+    def unread(self, session: ServerSession) -> bytes:
+        """The connection broke: what had arrived before that and was not read."""
+        ...
+
 
 class ServerConnection:
     """asyncio's Protocol for one server."""
@@ -52,9 +56,19 @@ class ServerConnection:
         if session is not None:
             now = monotonic()
             try:
+                if error is not None:  # writing failed, perhaps before its last words were read
+                    self._last_words(session, now)
                 session.connection_lost(now)
             except Exception as bug:
                 self.dock.crashed(session, bug, now)
+
+    def _last_words(self, session: ServerSession, now: float) -> None:
+        data = self.dock.unread(session)
+        if data:
+            try:
+                session.received(data, now)
+            except ProtocolViolation as violation:
+                session.violated(violation.report, now)
 
     def pause_writing(self) -> None:
         if self.session is not None:
