@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from fix_clients import Database, Login, answer, ask, backend_pid, error, run, settle, value
+from fix_clients import Database, Login, answer, ask, backend_pid, error, refusal, run, settle, value
 from fix_postgres import environment
-from fix_proxy import MakeProxy, Proxy, daemon_command
+from fix_proxy import ADMIN_PASSWORD, ADMIN_USER, MakeProxy, Proxy, daemon_command
 from fix_raw import MakeRawClient
 from fix_wait import LOOPBACK, accepts, free_port, hand_over, is_running, wait_until
 
@@ -286,6 +286,37 @@ def test_clients_come_by_the_unix_socket_too(
     client.login("md5_user", password="md5-secret")
     assert value(client, "select 1") == "1"
     proxy.wait_log(rf"C-\w+: app/md5_user@unix\({os.getpid()}\):{proxy.port} login attempt")
+
+
+def test_an_abstract_socket_has_no_file(make_proxy: MakeProxy, database: Database, make_raw_client: MakeRawClient) -> None:
+    name = f"@pgpool_proxy-test-{free_port()}"
+    proxy = make_proxy(databases={"app": database.entry()}, unix_socket_dir=name)
+    client = make_raw_client(path=f"\0{name[1:]}/.s.PGSQL.{proxy.port}")
+    client.login()
+    assert value(client, "select 1") == "1"
+    second = make_proxy(start=False, listen_port=proxy.port, listen_addr="", unix_socket_dir=name)
+    assert second.run_to_end() == 1
+    assert second.log_contains("cannot listen on unix:@.*already in use")
+
+
+def test_while_shutting_down_the_unix_socket_is_the_consoles(
+    pooled: Proxy, login: Login, make_raw_client: MakeRawClient
+) -> None:
+    staying = login(pooled)
+    pooled.signal(signal.SIGTERM)
+    pooled.wait_log("got SIGTERM")
+    wait_until(lambda: not accepts(pooled.port))
+    path = f"{pooled.directory}/.s.PGSQL.{pooled.port}"
+    told = refusal(make_raw_client(path=path))
+    assert (told["C"], told["M"]) == ("57P01", "pooler is shutting down")
+    console = {"host": pooled.directory, "user": ADMIN_USER, "password": ADMIN_PASSWORD}
+    assert pooled.admin("SHOW STATE", **console)
+    with pytest.raises(psycopg.Error, match="pooler is shutting down"):
+        pooled.admin("RESUME", **console)
+    with pytest.raises(psycopg.Error):  # it ends without an answer
+        pooled.admin("SHUTDOWN", **console)
+    assert pooled.wait_exit() == 0
+    assert error(staying.read_to_end())["C"] == "57P01"
 
 
 def test_servers_are_reached_by_their_unix_socket(make_proxy: MakeProxy, database: Database) -> None:

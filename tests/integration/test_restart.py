@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from fix_postgres import environment
 from fix_proxy import MakeProxy, Proxy
 from fix_raw import MakeRawClient, bind, execute, parse, query, sync
 from fix_tls import Certificates
-from fix_wait import is_running, wait_until
+from fix_wait import free_port, is_running, wait_until
 
 TakeOver = Callable[..., Proxy]
 
@@ -24,8 +25,8 @@ TakeOver = Callable[..., Proxy]
 def take_over(make_proxy: MakeProxy) -> TakeOver:
     """`take_over(old)`: a second daemon with the same files and -R; returns when it has taken everything over."""
 
-    def start(old: Proxy, *, wait: bool = True) -> Proxy:
-        new = make_proxy(start=False, arguments=("-R",))
+    def start(old: Proxy, *, wait: bool = True, arguments: tuple[str, ...] = ("-R",)) -> Proxy:
+        new = make_proxy(start=False, arguments=arguments)
         new.settings, new.databases, new.sections, new.users = old.settings, old.databases, old.sections, old.users
         new.port, new.ini, new.auth_file = old.port, old.ini, old.auth_file
         new.launch()
@@ -239,6 +240,36 @@ def test_counters_and_ids_go_on(pooled: Proxy, login: Login, take_over: TakeOver
     assert (before["query_count"], after["query_count"]) == (5, 6)
     assert new.show("CLIENTS", database="app")["id"] == number
     assert new.show("DATABASES", name="app")["disabled"] == 1
+
+
+def test_with_d_the_new_process_goes_into_the_background(pooled: Proxy, login: Login, take_over: TakeOver) -> None:
+    client = login(pooled)
+    pidfile = pooled.directory / "proxy.pid"
+    before = pidfile.read_text()
+    new = take_over(pooled, wait=False, arguments=("-R", "-d"))
+    assert new.wait_exit() == 0  # the one that was started has only made the one that stays
+    assert pooled.wait_exit(20) == 0
+    pid = int(wait_until(lambda: pidfile.exists() and pidfile.read_text() != before and pidfile.read_text()))
+    try:
+        assert value(client, "select 1") == "1"
+        assert value(login(new), "select 2") == "2"
+    finally:
+        os.kill(pid, signal.SIGQUIT)
+        wait_until(lambda: not is_running(pid))
+    assert not pidfile.exists()
+
+
+def test_an_abstract_socket_will_do(
+    make_proxy: MakeProxy, database: Database, login: Login, take_over: TakeOver, make_raw_client: MakeRawClient
+) -> None:
+    name = f"@pgpool_proxy-test-{free_port()}"
+    proxy = make_proxy(databases={"app": database.entry()}, unix_socket_dir=name)
+    client = login(proxy)
+    take_over(take_over(proxy))  # and again, from one that has taken over itself
+    assert value(client, "select 1") == "1"
+    by_unix = make_raw_client(path=f"\0{name[1:]}/.s.PGSQL.{proxy.port}")
+    by_unix.login()
+    assert value(by_unix, "select 2") == "2"
 
 
 def test_without_an_old_process_it_is_a_normal_start(make_proxy: MakeProxy) -> None:
