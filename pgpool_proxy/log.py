@@ -13,7 +13,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from logging.handlers import SysLogHandler
 from typing import Any, Final, Literal, Protocol
 
@@ -112,6 +112,27 @@ class _Syslog(Sink):
             self._socket = None
 
 
+class _Journal(Sink):
+    """stderr, when systemd's journal reads it: the journal knows time and process, and takes the priority from the front."""
+
+    def __init__(self, json_lines: bool) -> None:
+        self._json = json_lines
+
+    def write(self, level: int, line: str, message: str) -> None:
+        front = f"<{_SYSLOG_PRIORITY[level]}>"
+        text = (line if self._json else message).rstrip("\n").replace("\n", "\n" + front)
+        os.write(2, f"{front}{text}\n".encode("utf-8", "backslashreplace"))
+
+
+def journal_reads_stderr(environ: Mapping[str, str]) -> bool:
+    """True when JOURNAL_STREAM names the device and inode of our stderr (systemd.exec(5))."""
+    try:
+        found = os.fstat(2)
+    except OSError:
+        return False
+    return environ.get("JOURNAL_STREAM", "") == f"{found.st_dev}:{found.st_ino}"
+
+
 class _Output(Lines):
     """What structlog writes to: set up again without touching the loggers that exist."""
 
@@ -120,7 +141,8 @@ class _Output(Lines):
         self._logfile = ""
 
     def configure(self, settings: LogSettings, quiet: bool) -> None:
-        sinks: list[Sink] = [] if quiet else [Stderr()]
+        as_json = settings.log_format == "json"
+        sinks: list[Sink] = [] if quiet else [_Journal(as_json) if journal_reads_stderr(os.environ) else Stderr()]
         if settings.logfile:
             try:
                 sinks.append(File(settings.logfile))
@@ -131,7 +153,7 @@ class _Output(Lines):
             sinks.append(_Syslog(settings.syslog_ident, settings.syslog_facility))
         self._replace(sinks)
         self._logfile = settings.logfile
-        self.json = settings.log_format == "json"
+        self.json = as_json
         self.threshold = LOG if settings.verbose <= 0 else DEBUG if settings.verbose == 1 else NOISE
 
     def reopen(self) -> None:

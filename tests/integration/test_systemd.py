@@ -129,3 +129,21 @@ def test_what_is_no_listening_socket_is_refused(make_proxy: MakeProxy) -> None:
 def test_descriptors_for_another_process_are_left_alone(make_proxy: MakeProxy) -> None:
     proxy = make_proxy(environ={"LISTEN_PID": "1", "LISTEN_FDS": "2"})
     wait_until(lambda: proxy.sql("select 1") == [(1,)])
+
+
+def test_lines_for_the_journal_have_a_priority_and_no_time(make_proxy: MakeProxy, login: Login) -> None:
+    proxy = make_proxy(start=False)
+    proxy.log_file.touch()
+    found = proxy.log_file.stat()
+    proxy.environ["JOURNAL_STREAM"] = f"{found.st_dev}:{found.st_ino}"
+    proxy.start()
+    assert proxy.log_contains(r"^<6>listening on 127\.0\.0\.1:")
+    proxy.ini.write_text("nonsense")
+    proxy.signal(signal.SIGHUP)
+    proxy.wait_log(r"^<3>RELOAD failed")
+    assert all(line.startswith("<") for line in proxy.log().splitlines())
+
+
+def test_another_stderr_is_not_taken_for_the_journal(make_proxy: MakeProxy) -> None:
+    proxy = make_proxy(environ={"JOURNAL_STREAM": "8:1"})
+    assert proxy.log_contains(r"^\d{4}-\d\d-\d\d .* LOG listening on")
