@@ -10,7 +10,7 @@ from typing import Final, cast
 
 from pgpool_proxy.admin.control import Row, Source
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
-from pgpool_proxy.pool.pool import Pool
+from pgpool_proxy.pool.pool import REPLICATION_NAMES, Pool
 from pgpool_proxy.pool.states import (
     CL_ACTIVE,
     CL_ACTIVE_CANCEL,
@@ -72,6 +72,16 @@ def pools_in_order(source: Source) -> list[Pool]:
 def _all_pools(source: Source) -> list[Pool]:
     """Those of databases, then those of peers, whose clients and servers only carry CancelRequests."""
     return pools_in_order(source) + [pool for _, pool in sorted(source.registry.peer_pools.items())]
+
+
+def main_pools(source: Source) -> list[Pool]:
+    """The same without those of replication clients, which stand in the figures of the pools that they count in."""
+    return [pool for pool in pools_in_order(source) if pool.main is None]
+
+
+def count_of(members: str, pool: Pool, state: int) -> int:
+    """How many `clients` or `servers` of a pool are in a state, those of its replication clients among them."""
+    return sum(int(getattr(each, members)[state].count) for each in (pool, *pool.dedicated))
 
 
 def seconds_and_micros(seconds: float) -> tuple[int, int]:
@@ -158,7 +168,7 @@ def _client_row(source: Source, client: PoolClient, states: dict[int, str]) -> R
         "C",
         name or "(nouser)",
         pool.database.name if pool is not None else "(nodb)",
-        _replication(server),
+        _replication(pool),
         state,
         address,
         port,
@@ -190,7 +200,7 @@ def _server_row(source: Source, server: PoolServer, states: dict[int, str]) -> R
         "S",
         server.pool.user.name,
         server.pool.database.name,
-        _replication(server),
+        _replication(server.pool),
         states.get(int(server.state), "closed"),
         address,
         port,
@@ -217,8 +227,8 @@ def _peer(address: str, port: int) -> tuple[str, int, int]:
     return address, port, 0
 
 
-def _replication(server: PoolServer | None) -> str:
-    return "physical" if server is not None and server.is_replication else "none"
+def _replication(pool: Pool | None) -> str:
+    return REPLICATION_NAMES[int(pool.replication)] if pool is not None else "none"
 
 
 def _application_name(source: Source, session: ClientSession | ServerSession) -> str:

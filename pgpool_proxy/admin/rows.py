@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from pgpool_proxy.admin.connections import pools_in_order, seconds_and_micros
+from pgpool_proxy.admin.connections import count_of, main_pools, pools_in_order, seconds_and_micros
 from pgpool_proxy.admin.control import ACTIVE, PAUSED, SUSPENDED, Cell, Row, Source
 from pgpool_proxy.pool.limits import longest_wait
 from pgpool_proxy.pool.pool import POOL_MODES, SESSION_STATES
@@ -18,7 +18,9 @@ from pgpool_proxy.pool.registry import Database
 from pgpool_proxy.pool.states import (
     CL_ACTIVE,
     CL_ACTIVE_CANCEL,
+    CL_WAITING,
     CL_WAITING_CANCEL,
+    CL_WAITING_LOGIN,
     SV_ACTIVE,
     SV_ACTIVE_CANCEL,
     SV_BEING_CANCELED,
@@ -40,21 +42,21 @@ ADMIN_POOL_SIZE: Final = 2
 # --- pools, databases, users --------------------------------------------------------------------------------------------
 def pools(source: Source) -> Iterator[Row]:
     now = source.now()
-    for pool in pools_in_order(source):
+    for pool in main_pools(source):
         yield (
             pool.database.name,
             pool.user.name,
-            int(pool.clients[CL_ACTIVE].count),
-            int(pool.waiting.count + pool.waiting_login.count),
-            int(pool.clients[CL_ACTIVE_CANCEL].count),
-            int(pool.clients[CL_WAITING_CANCEL].count),
-            int(pool.servers[SV_ACTIVE].count),
-            int(pool.servers[SV_ACTIVE_CANCEL].count),
-            int(pool.servers[SV_BEING_CANCELED].count),
-            int(pool.servers[SV_IDLE].count),
-            int(pool.servers[SV_USED].count),
-            int(pool.servers[SV_TESTED].count),
-            int(pool.servers[SV_LOGIN].count),
+            count_of("clients", pool, CL_ACTIVE),
+            count_of("clients", pool, CL_WAITING) + count_of("clients", pool, CL_WAITING_LOGIN),
+            count_of("clients", pool, CL_ACTIVE_CANCEL),
+            count_of("clients", pool, CL_WAITING_CANCEL),
+            count_of("servers", pool, SV_ACTIVE),
+            count_of("servers", pool, SV_ACTIVE_CANCEL),
+            count_of("servers", pool, SV_BEING_CANCELED),
+            count_of("servers", pool, SV_IDLE),
+            count_of("servers", pool, SV_USED),
+            count_of("servers", pool, SV_TESTED),
+            count_of("servers", pool, SV_LOGIN),
             *seconds_and_micros(max(longest_wait(pool, now), 0.0)),
             POOL_MODES[int(pool.limits.pool_mode)],
             pool.limits.load_balance_hosts,
@@ -199,7 +201,7 @@ def lists(source: Source) -> Iterable[Row]:
         "databases": len(registry.databases),
         "users": len({*registry.users, *source.known_users(), *source.config.users}),
         "peers": len(source.config.peers),
-        "pools": len(registry.pools),
+        "pools": len(main_pools(source)),
         "peer_pools": len(registry.peer_pools),
         "free_clients": 0,
         "used_clients": int(registry.client_count),

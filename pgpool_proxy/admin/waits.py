@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
-from pgpool_proxy.admin.connections import pools_in_order, seconds_and_micros
+from pgpool_proxy.admin.connections import main_pools, pools_in_order, seconds_and_micros
 from pgpool_proxy.admin.control import Row, Source
 from pgpool_proxy.pool.handles import PoolClient
 from pgpool_proxy.pool.limits import reason_to_wait
@@ -35,7 +35,7 @@ def waits(source: Source) -> Iterator[Row]:
 
 def stats_histograms(source: Source) -> Iterator[Row]:
     """Percentiles of each pool since it was made, in microseconds."""
-    for pool in pools_in_order(source):
+    for pool in main_pools(source):
         if pool.database.is_admin:
             continue
         counted = pool.stats

@@ -16,7 +16,7 @@ from pgpool_proxy.net.listener import tune
 from pgpool_proxy.net.server_connection import ServerConnection
 from pgpool_proxy.net.tasks import Tasks
 from pgpool_proxy.net.tls import ServerTls, TlsRefused, described, secured, server_binding
-from pgpool_proxy.pool.pool import Pool
+from pgpool_proxy.pool.pool import REPLICATION_WORDS, Pool
 from pgpool_proxy.session.cancel import CancelSession
 from pgpool_proxy.session.context import Context
 from pgpool_proxy.session.peers import PeerCancel
@@ -77,7 +77,10 @@ class Connector:
         session = ServerSession(context, pool, hosts[0] if hosts else "", entry.port, now)
         if session.login is not None:
             session.login.startup = _startup(entry, pool.user.name)
-            session.login.connect_query = (entry.connect_query or "").encode("utf-8", "surrogateescape")
+            if pool.main is None:
+                session.login.connect_query = (entry.connect_query or "").encode("utf-8", "surrogateescape")
+            else:
+                _add_replication(session.login.startup, pool)
         pool.add_server(session)
         task = self._tasks.start(self._open(session, hosts[1:]), f"server {session.number} of {pool.database.name}")
         self._attempts[session.number] = task
@@ -268,6 +271,13 @@ def _names(transport: asyncio.Transport, host: str) -> tuple[str, str, int]:
     if isinstance(peer, tuple) and isinstance(own, tuple):
         return str(peer[0]), str(own[0]), int(own[1])
     return "unix", "unix", 0
+
+
+def _add_replication(startup: list[tuple[bytes, bytes]], pool: Pool) -> None:
+    """A replication client's own parameters, which go before those of the entry."""
+    own = {name for name, _ in pool.startup}
+    startup[:] = [(name, value) for name, value in startup if name not in own]
+    startup += [*pool.startup, (b"replication", REPLICATION_WORDS[int(pool.replication)].encode())]
 
 
 def _startup(entry: DatabaseEntry, user: str) -> list[tuple[bytes, bytes]]:

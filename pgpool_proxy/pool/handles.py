@@ -66,7 +66,6 @@ class PoolServer(Member):
         self.connect_time: float = now
         self.request_time: float = now
         self.close_needed: bool = False
-        self.is_replication: bool = False
         self.cancels: i64 = 0  # CancelRequests under way to this server
         self.tested_since: float = 0.0  # when the janitor first saw it in state tested; 0: it is not
         self.cancel_key: bytes = b""  # the BackendKeyData that the server gave

@@ -46,7 +46,9 @@ def longest_wait(pool: Pool, now: float) -> float:
 def decide(pool: Pool, now: float) -> Decision:
     """May `pool` open one more server? In PgBouncer's order: pool_size and reserve, database, user."""
     limits = pool.limits
-    servers = pool.server_count
+    if pool.main is not None:
+        return _decide_dedicated(pool, pool.main)
+    servers = pool.taken
     verdict: i64 = OPEN
     if limits.pool_size > 0 and servers >= limits.pool_size:
         reserve = limits.reserve_pool_size
@@ -69,6 +71,21 @@ def decide(pool: Pool, now: float) -> Decision:
         other = _longest_idle(pool.user.pools)
         if other is None or not by_database:
             victim = other
+    return Decision(EVICT, victim) if victim is not None else Decision(FULL, shared=True)
+
+
+def _decide_dedicated(pool: Pool, main: Pool) -> Decision:
+    """A replication client's server counts in the size of the pool that it would be in, and may take an idle one's place."""
+    if pool.server_count > 0:
+        return Decision(FULL)
+    if main.limits.pool_size > 0 and main.taken >= main.limits.pool_size:
+        victim = _longest_idle([main])
+    elif database_is_full(pool):
+        victim = _longest_idle(pool.database.pools)
+    elif user_is_full(pool):
+        victim = _longest_idle(pool.user.pools)
+    else:
+        return Decision(OPEN)
     return Decision(EVICT, victim) if victim is not None else Decision(FULL, shared=True)
 
 

@@ -48,6 +48,12 @@ TRANSACTION: Final = 1
 STATEMENT: Final = 2
 POOL_MODES: Final = ("session", "transaction", "statement")
 
+NO_REPLICATION: Final = 0
+LOGICAL: Final = 1
+PHYSICAL: Final = 2
+REPLICATION_NAMES: Final = ("none", "logical", "physical")  # in SHOW
+REPLICATION_WORDS: Final = ("no", "database", "yes")  # as values of the startup parameter
+
 IGNORE: Final = 0
 WARN: Final = 1
 RESET: Final = 2
@@ -121,6 +127,11 @@ class Pool:
         self.retry_at: float = 0.0  # no server is opened before
         self.last_lifetime_close: float = 0.0
         self.last_used: float = 0.0
+        self.replication: i64 = NO_REPLICATION  # made for one replication client, and gone with it
+        self.main: Pool | None = None  # then: the pool whose size it counts in
+        self.startup: list[tuple[bytes, bytes]] = []  # then: the client's own parameters, for its server's StartupMessage
+        self.dedicated: list[Pool] = []  # the pools that count in the size of this one
+        self.number: i64 = 0  # tells pools of the same database and user apart
         self.handing: bool = False  # `_serve_waiting` is under way: what is released meanwhile is its next
 
     # --- counts -------------------------------------------------------------------------------------------------------
@@ -135,6 +146,14 @@ class Pool:
         for state in range(SV_CLOSED):
             if state != SV_ACTIVE_CANCEL:
                 total += self.servers[state].count
+        return total
+
+    @property
+    def taken(self) -> i64:
+        """What counts against pool_size: its servers, and those of its replication clients."""
+        total = self.server_count
+        for pool in self.dedicated:
+            total += pool.server_count
         return total
 
     @property
@@ -191,6 +210,15 @@ class Pool:
             else:
                 self.move_client(client, CL_CLOSED)
             self.last_used = now
+            if self.main is not None:
+                self.dissolve(now)
+
+    def dissolve(self, now: float) -> None:
+        """The replication client is gone: its server goes with it, and the pool."""
+        for members in self.servers:
+            for member in members.members():
+                cast(PoolServer, member).disconnect(errors.REPLICATION_CLOSED, now)
+        self.database.registry.drop_pool(self)
 
     def request(self, client: PoolClient, now: float) -> bool:
         """`client` wants a server. True: it was given one (`assigned` was called); False: it queues, or was refused."""
@@ -357,7 +385,7 @@ class Pool:
         if self.is_paused:
             return errors.PAUSE_MODE
         lifetime = self.limits.server_lifetime
-        if server.is_replication:
+        if self.main is not None and server.state != SV_LOGIN:
             return errors.REPLICATION_CLOSED
         if now - server.connect_time >= lifetime and self._lifetime_due(server, lifetime, now):
             self.last_lifetime_close = now

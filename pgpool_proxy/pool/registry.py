@@ -138,9 +138,29 @@ class Registry:
             user.pools.append(found)
         return found
 
+    def dedicated_pool(
+        self, database: Database, user_name: str, replication: i64, startup: list[tuple[bytes, bytes]]
+    ) -> Pool:
+        """A pool for one replication client, which leaves it with its server."""
+        main = self.pool(database, user_name)
+        made = Pool(database, main.user, self.ledger, self.launcher, PoolLimits())
+        made.main = main
+        made.replication = replication
+        made.startup = startup
+        made.number = self.next_number()
+        made.stats = main.stats
+        self.configurator.configure_pool(made)
+        self.pools[_key(made)] = made
+        database.pools.append(made)
+        main.user.pools.append(made)
+        main.dedicated.append(made)
+        return made
+
     def drop_pool(self, pool: Pool) -> None:
         """Forget a pool that has neither clients nor servers."""
-        self.pools.pop((pool.database.name, pool.user.name), None)
+        self.pools.pop(_key(pool), None)
+        if pool.main is not None and pool in pool.main.dedicated:
+            pool.main.dedicated.remove(pool)
         if pool in pool.database.pools:
             pool.database.pools.remove(pool)
         if pool in pool.user.pools:
@@ -254,6 +274,12 @@ class Registry:
             for members in pool.clients:
                 found.extend([cast(PoolClient, member) for member in members.members()])
         return found
+
+
+def _key(pool: Pool) -> tuple[str, str]:
+    """Its place in `Registry.pools`."""
+    name = pool.user.name
+    return pool.database.name, name if pool.main is None else f"{name}\0{int(pool.number)}"
 
 
 def _first_wait(pool: Pool) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from pgpool_proxy import log
-from pgpool_proxy.pool.pool import POOL_MODES, SESSION_STATES, Pool
+from pgpool_proxy.pool.pool import IGNORE, POOL_MODES, SESSION, SESSION_STATES, Pool, PoolLimits
 from pgpool_proxy.pool.registry import Database, Registry, User
 from pgpool_proxy.settings import resolve
 from pgpool_proxy.settings.config import Config
@@ -86,6 +86,8 @@ class Configurator:
         limits.query_wait_notify = float(settings.query_wait_notify)
         limits.max_prepared_statements = settings.max_prepared_statements
         limits.load_balance_hosts = entry.load_balance_hosts if len(entry.hosts) > 1 else None
+        if pool.main is not None:
+            _dedicate(limits)
 
     def reserve_taken(self, pool: Pool) -> None:
         log.get_logger().info(
@@ -93,6 +95,20 @@ class Configurator:
             database=pool.database.name,
             user=pool.user.name,
         )
+
+
+def _dedicate(limits: PoolLimits) -> None:
+    """What holds for a replication connection: a session with a server of its own, which streams for as long as it likes."""
+    limits.pool_mode = SESSION
+    limits.pool_size = 1
+    limits.min_pool_size = 0
+    limits.reserve_pool_size = 0
+    limits.query_timeout = 0.0
+    limits.transaction_timeout = 0.0
+    limits.idle_transaction_timeout = 0.0
+    limits.client_idle_timeout = 0.0
+    limits.session_state = IGNORE
+    limits.server_fast_close = True  # RECONNECT and changes of the entry end it at once
 
 
 def _check_query(setting: str) -> bytes | None:

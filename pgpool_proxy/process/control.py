@@ -316,7 +316,7 @@ class WorkerControl(WorkerSource):
             for state in (*IN_USE, *UNUSED):
                 for server in _servers(pool, state):
                     server.close_needed = True
-            for state in (SV_IDLE, SV_USED):
+            for state in (SV_IDLE, SV_USED) if pool.main is None else (*IN_USE, *UNUSED):  # a stream has no end to wait for
                 for server in _servers(pool, state):
                     server.disconnect(reason, now)
 

@@ -137,7 +137,7 @@ class HandOver:
             "reported": [
                 [pool.database.name, pool.user.name, _as_text(pool.server_parameters)]
                 for pool in registry.pools.values()
-                if pool.server_parameters is not None and not pool.database.is_admin
+                if pool.server_parameters is not None and not pool.database.is_admin and pool.main is None
             ],
             "secrets": worker.host.secrets_to_hand_over(),
         }

@@ -14,11 +14,10 @@ from pgpool_proxy.admin.console import Console
 from pgpool_proxy.auth.exchange import ClientExchange, Derive, ScramKeys, Secret, parse_require_auth
 from pgpool_proxy.errors import AuthenticationFailed, Report
 from pgpool_proxy.log_lines import ConnectionLogger
-from pgpool_proxy.pool.pool import FIRST_RETRY_S
+from pgpool_proxy.pool.pool import FIRST_RETRY_S, REPLICATION_WORDS
 from pgpool_proxy.pool.states import CL_WAITING
 from pgpool_proxy.process.keys import KeyDerivation
 from pgpool_proxy.process.logins import ADMIN_DATABASE, NONCE_SIZE, Logins
-from pgpool_proxy.process.rules import PHYSICAL
 from pgpool_proxy.process.watch import shown
 from pgpool_proxy.session.auth_query import AuthQuery
 from pgpool_proxy.session.cancel import CancelSession
@@ -78,7 +77,7 @@ class WorkerHost:
         if session.tls:
             self._counters.handshake("client")
         if self._worker.config.settings.log_connections:
-            replication = "yes" if login.replication.lower() in PHYSICAL else "no"
+            replication = REPLICATION_WORDS[int(login.replication)]
             self.logger(session).info(
                 f"login attempt: db={login.database_name} user={login.user} tls={session.tls or 'no'} replication={replication}"
             )

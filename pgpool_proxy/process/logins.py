@@ -22,6 +22,7 @@ from pgpool_proxy.auth.exchange import Secret, ServerExchange, server_exchange
 from pgpool_proxy.auth.hba import HbaRule
 from pgpool_proxy.auth.plain import OpenExchange, OutsideExchange
 from pgpool_proxy.errors import AuthenticationFailed, ConfigError, Report
+from pgpool_proxy.pool.pool import NO_REPLICATION
 from pgpool_proxy.pool.registry import Database
 from pgpool_proxy.process.auth_query import Lookups
 from pgpool_proxy.process.failed_logins import FAILURES, FailedLogins
@@ -40,7 +41,6 @@ MD5_SALT_SIZE: Final = 4
 TLS_MODES: Final = frozenset({"require", "verify-ca", "verify-full"})
 NEEDS_NO_SECRET: Final = frozenset({"any", "reject", "ldap", "pam"})
 MAX_TYPED: Final = 10_000  # passwords that LDAP or PAM said are right, kept to log in to servers
-NO_REPLICATION: Final = frozenset({b"", b"false", b"no", b"off", b"0"})
 
 
 class Method:
@@ -116,7 +116,7 @@ class Logins:
             report = errors.SSL_REQUIRED
         elif not session.is_unix and self.failed.is_banned(session.address, now):
             report = errors.TOO_MANY_FAILURES
-        elif login.replication.lower() not in NO_REPLICATION:
+        elif is_admin and login.replication != NO_REPLICATION:
             report = errors.UNSUPPORTED_PARAMETER.saying("unsupported startup parameter: replication")
         elif database is not None:
             report = worker.registry.admit(session, database, worker.registry.user(login.user))

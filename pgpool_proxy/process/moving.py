@@ -39,6 +39,8 @@ SEEN_STATE: Final = (
 # --- who can move -----------------------------------------------------------------------------------------------------
 def may_move(client: ClientSession) -> bool:
     """False: it can never be taken over by another process."""
+    if client.pool is not None and client.pool.main is not None:
+        return False  # a replication client
     return not client.tls and not isinstance(client.transport, AuthQuery) and client.console is None
 
 

@@ -14,6 +14,7 @@ from time import time
 from typing import TYPE_CHECKING, Final
 
 from pgpool_proxy import errors, log
+from pgpool_proxy.admin.connections import count_of
 from pgpool_proxy.errors import Report
 from pgpool_proxy.metrics.http import HttpServer
 from pgpool_proxy.metrics.snapshot import DatabaseSnapshot, PoolSnapshot, Readiness, Snapshot
@@ -24,7 +25,9 @@ from pgpool_proxy.pool.registry import Database
 from pgpool_proxy.pool.states import (
     CL_ACTIVE,
     CL_ACTIVE_CANCEL,
+    CL_WAITING,
     CL_WAITING_CANCEL,
+    CL_WAITING_LOGIN,
     SV_ACTIVE,
     SV_ACTIVE_CANCEL,
     SV_BEING_CANCELED,
@@ -187,7 +190,8 @@ class Observation:
         )
 
     def _pools(self) -> list[Pool]:
-        found = [pool for pool in self._worker.registry.pools.values() if not pool.database.is_admin]
+        pools = self._worker.registry.pools.values()
+        found = [pool for pool in pools if not pool.database.is_admin and pool.main is None]
         return sorted(found, key=lambda pool: (pool.database.name, pool.user.name))
 
     # --- readiness --------------------------------------------------------------------------------------------------------
@@ -261,12 +265,12 @@ def _pool(pool: Pool, now: float) -> PoolSnapshot:
         mode=POOL_MODES[int(pool.limits.pool_mode)],
         size=int(pool.limits.pool_size),
         clients=(
-            int(pool.clients[CL_ACTIVE].count),
-            int(pool.waiting.count + pool.waiting_login.count),
-            int(pool.clients[CL_ACTIVE_CANCEL].count),
-            int(pool.clients[CL_WAITING_CANCEL].count),
+            count_of("clients", pool, CL_ACTIVE),
+            count_of("clients", pool, CL_WAITING) + count_of("clients", pool, CL_WAITING_LOGIN),
+            count_of("clients", pool, CL_ACTIVE_CANCEL),
+            count_of("clients", pool, CL_WAITING_CANCEL),
         ),
-        servers=tuple(int(pool.servers[state].count) for state in SERVER_STATE_ORDER),
+        servers=tuple(count_of("servers", pool, state) for state in SERVER_STATE_ORDER),
         longest_wait=max(longest_wait(pool, now), 0.0),
         totals=counted.totals(),
         reserve_uses=int(counted.reserve_uses),

@@ -23,6 +23,7 @@ from pgpool_proxy.auth.hba import HbaRule, HbaRules, parse_hba
 from pgpool_proxy.auth.ident import IdentMaps, parse_ident
 from pgpool_proxy.errors import ConfigError
 from pgpool_proxy.net.tasks import Tasks
+from pgpool_proxy.pool.pool import PHYSICAL
 from pgpool_proxy.session.client_login import ClientLogin
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.settings.config import Config, beside
@@ -30,7 +31,6 @@ from pgpool_proxy.settings.config import Config, beside
 SIOCGIFADDR: Final = 0x8915
 SIOCGIFNETMASK: Final = 0x891B
 IPV6_INTERFACES: Final = Path("/proc/net/if_inet6")
-PHYSICAL: Final = frozenset({b"true", b"on", b"yes", b"1"})
 
 
 class NameNeeded(Exception):
@@ -106,7 +106,7 @@ class Rules:
             login.user,
             None if session.is_unix else session.address,
             bool(session.tls),
-            login.replication.lower() in PHYSICAL,
+            login.replication == PHYSICAL,
             self._known_addresses,
         )
 

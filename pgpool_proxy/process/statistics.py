@@ -25,6 +25,8 @@ class Statistics:
         """Totals per database."""
         found: dict[str, list[tuple[int, ...]]] = {name: [former] for name, former in self._former.items()}
         for pool in self._registry.pools.values():
+            if pool.main is not None:
+                continue  # counts in that
             found.setdefault(pool.database.name, []).append(pool.stats.totals())
         return {name: stats.merge(several) for name, several in found.items()}
 

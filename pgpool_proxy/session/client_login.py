@@ -29,6 +29,7 @@ from mypy_extensions import i64
 from pgpool_proxy import errors
 from pgpool_proxy.auth.exchange import Accepted, Challenge, Derive, Inquire, ScramKeys, Secret, ServerExchange, Step
 from pgpool_proxy.errors import AuthenticationFailed, Report, WrongSecret
+from pgpool_proxy.pool.pool import LOGICAL, NO_REPLICATION, PHYSICAL
 from pgpool_proxy.pool.registry import Database
 from pgpool_proxy.session.context import Admission
 from pgpool_proxy.session.login_parameters import LoginParameters
@@ -49,9 +50,24 @@ TLS: Final = 5
 REFUSED: Final = 6
 
 LONG_KEYS: Final = 2  # protocol 3.2 brought cancel keys of other sizes than 8 bytes
+YES: Final = frozenset((b"1", b"on", b"t", b"tr", b"tru", b"true", b"y", b"ye", b"yes"))
+NO: Final = frozenset((b"", b"0", b"of", b"off", b"f", b"fa", b"fal", b"fals", b"false", b"n", b"no"))
 MAX_USERNAME: Final = 127  # PgBouncer's MAX_USERNAME without the terminator
 MAX_EARLY: Final = 65536  # bytes that may come before their turn
 MAX_PASSWORD_MESSAGE: Final = 65536 + HEADER_SIZE  # PgBouncer allows passwords of 65,530 bytes
+
+
+def replication_kind(value: bytes) -> i64:
+    """The startup parameter `replication`, as PostgreSQL reads it: `database`, or a boolean. Raises `ProtocolViolation`."""
+    word = value.lower()
+    if word == b"database":
+        return LOGICAL
+    if word in YES:
+        return PHYSICAL
+    if word in NO:
+        return NO_REPLICATION
+    shown = value.decode("utf-8", "replace")
+    raise errors.ProtocolViolation(errors.BAD_PARAMETER.saying(f'invalid value for parameter "replication": "{shown}"'))
 
 
 class ClientLogin:
@@ -66,7 +82,8 @@ class ClientLogin:
         self.minor: i64 = 0
         self.user: str = ""
         self.database_name: str = ""
-        self.replication: bytes = b""
+        self.replication: i64 = NO_REPLICATION
+        self.given: list[tuple[bytes, bytes]] = []  # of a replication client: what its server is told in its StartupMessage
         self.parameters: LoginParameters = LoginParameters()
         self.has_asked: bool = False  # a server has told how it spells them
         self.reader: MessageReader | None = None
@@ -155,11 +172,18 @@ class ClientLogin:
             raise errors.ProtocolViolation(errors.USERNAME_TOO_LONG)
         self.user = user.decode("utf-8", "surrogateescape")
         self.database_name = packet.parameters.get("database", b"").decode("utf-8", "surrogateescape") or self.user
-        self.replication = packet.parameters.get("replication", b"")
+        self.replication = replication_kind(packet.parameters.get("replication", b""))
         session.user_name = self.user
         session.database_name = self.database_name
-        self.parameters.collect(session.context, packet.parameters)
-        if session.context.application_name_add_host:
+        if self.replication != NO_REPLICATION:
+            self.given = [
+                (name.encode("utf-8", "surrogateescape"), value)
+                for name, value in packet.parameters.items()
+                if name not in ("user", "database", "replication")
+            ]
+        else:
+            self.parameters.collect(session.context, packet.parameters)
+        if session.context.application_name_add_host and self.replication == NO_REPLICATION:
             self.parameters.add_host(f"[{session.address}]" if ":" in session.address else session.address, session.port)
         self.stage = HOST
         session.context.host.start_login(self, now)
@@ -265,7 +289,10 @@ class ClientLogin:
             session.fail(report, now)
             return
         session.context.host.proved(self)
-        pool = registry.pool(database, self.user)
+        if self.replication == NO_REPLICATION:
+            pool = registry.pool(database, self.user)
+        else:
+            pool = registry.dedicated_pool(database, self.user, self.replication, self.given)
         self.stage = POOL
         failure = pool.failure(now)
         if failure is not None:
@@ -304,6 +331,8 @@ class ClientLogin:
             pool.stats.client_login_count += 1
             pool.stats.logins.add(i64((now - session.connect_time) * 1_000_000))
         context.host.client_logged_in(session, now)
+        if pool.main is not None:
+            pool.request(session, now)  # its own server, from now on
         if early:
             try:
                 session.received(early, now)

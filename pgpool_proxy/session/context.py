@@ -177,6 +177,8 @@ class Context:
 
     def welcome_of(self, pool: Pool, reported: dict[bytes, bytes]) -> Welcome:
         """What logins to `pool` are told; made anew when its servers report something else."""
+        if pool.main is not None:
+            return Welcome(self.tracked, reported)  # of one client
         found = self._welcomes.get(pool)
         if found is None or found.reported is not reported:
             found = Welcome(self.tracked, reported)

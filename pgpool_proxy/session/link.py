@@ -214,6 +214,10 @@ class Link:
     def client_gone(self, now: float) -> None:
         """The client has left: the server is kept if it is clean or can be made so, and closed otherwise."""
         server = self.server
+        if server.pool.main is not None:
+            self.part()
+            server.disconnect(errors.REPLICATION_CLOSED, now)
+            return
         idle = self.outstanding.is_empty
         if self.ready and idle and self.from_server_framer.at_boundary and not self.from_client_framer.remaining:
             self.end(now)
