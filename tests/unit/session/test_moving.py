@@ -33,7 +33,6 @@ SERVER_ANEW = {
     "after", "before", "home", "context", "transport", "link", "login", "pool", "state", "tls", "client", "generation",
     "blocked", "write_full", "cancel", "cancels",  # nothing is on its way
     "failed_login", "last_words", "tested_since", "_failure", "_resets", "_connecting_again",  # of logins and tests
-    "is_replication",  # never quiet
 }  # fmt: skip
 SERVER_CARRIED = {
     "address", "host", "port", "local_address", "local_port", "number", "connect_time", "request_time", "cancel_key",
