@@ -501,7 +501,9 @@ class Pool:
             self._check_used(now)
         database = self.database
         while self.wanted_servers(now) > 0:
-            if now < self.retry_at or self.is_paused or database.is_removed or database.registry.closing is not None:
+            if now < self.retry_at or self.is_paused or database.is_removed:
+                return
+            if database.registry.closing is not None or database.registry.suspended:
                 return
             if not self.ledger.may_open(self, now):
                 return

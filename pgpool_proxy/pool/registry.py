@@ -90,6 +90,7 @@ class Registry:
         self.client_count: i64 = 0
         self.max_client_conn: i64 = 100
         self.paused: bool = False
+        self.suspended: bool = False  # SUSPEND: no servers are opened
         self.closing: Report | None = None  # set while shutting down: what clients that need a server are told
         self.starving: list[Pool] = []  # pools that were refused a server by a limit which they share with others
         self._numbers: i64 = 0

@@ -235,6 +235,7 @@ class WorkerControl(WorkerSource):
         self._suspension = suspension
         self._suspended_by = owner
         self.is_suspended = True
+        self.registry.suspended = True
         self._worker.stop_accepting()
         self._freeze(now)
         return self._wait(Waiting(self, "SUSPEND", None, lambda: suspension.is_flushed, self._thaw, done, 0.0))
@@ -259,6 +260,7 @@ class WorkerControl(WorkerSource):
         """Those who were stopped are read again."""
         suspension = self._suspension
         self._suspension = None
+        self.registry.suspended = False
         if suspension is not None:
             suspension.thaw()
 

@@ -76,6 +76,8 @@ class ServerSession(PoolServer):
     # --- what the connection says -----------------------------------------------------------------------------------
     def connected(self, transport: Transport, now: float) -> None:
         self.transport = transport
+        if self.blocked:
+            transport.pause_reading()
         if self.login is not None:
             self.login.begin(now)
 
@@ -221,15 +223,16 @@ class ServerSession(PoolServer):
             self.write_full = False
 
     def block(self, now: float) -> None:
-        """Stop reading: the client does not take what we have already."""
-        if not self.blocked and self.transport is not None:
+        """Stop reading: the client does not take what we have already, or everything stands still (SUSPEND)."""
+        if not self.blocked:
             self.blocked = True
-            self.transport.pause_reading()
+            if self.transport is not None:
+                self.transport.pause_reading()
 
     def unblock(self) -> None:
-        if self.blocked and self.transport is not None:
+        if self.blocked:
             self.blocked = False
-            if self.state != SV_CLOSED:
+            if self.transport is not None and self.state != SV_CLOSED:
                 self.transport.resume_reading()
 
     # --- ends -----------------------------------------------------------------------------------------------------------

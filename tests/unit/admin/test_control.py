@@ -252,6 +252,28 @@ def test_suspend_is_done_when_all_buffers_are_flushed(house: Any) -> None:
     assert talk.heard()[0].body == b"SUSPEND\0"
 
 
+def test_suspend_stops_servers_that_are_being_opened_and_opens_no_more(house: Any) -> None:
+    house.client()
+    client = house.client("app", "bob")
+    client.received(b"Q\0\0\0\x0dselect 1\0", house.clock_now)
+    (opening,) = client.pool.opening.members()
+    talk = house.console()
+    assert talk.outcome("SUSPEND") == "SUSPEND"
+    wire = type(talk.wire)()
+    opening.login = None  # it has nothing to say here
+    opening.connected(wire, house.clock_now)
+    assert not wire.reading
+    assert not wire.closed
+    late = house.client("twin", "carol")
+    late.pool.request(late, house.clock_now)
+    assert not late.pool.opening.count
+    assert talk.outcome("RESUME") == "RESUME"
+    assert wire.reading
+    house.pass_time(0.1)
+    late.pool.grow(house.clock_now)
+    assert late.pool.opening.count == 1
+
+
 def test_suspend_drops_who_does_not_flush_in_time(house: Any) -> None:
     slow = house.client()
     slow.transport.unsent = 10
