@@ -194,7 +194,7 @@ def talk(client: RawClient, sent: bytes, ends: int, chop: int) -> list[object]:
     return comparable(found)
 
 
-@pytest.mark.parametrize("chop", [0, 1, 7], ids=["whole", "byte by byte", "in sevens"])
+@pytest.mark.parametrize("chop", [0, 1, 2, 7], ids=["whole", "byte by byte", "in twos", "in sevens"])
 def test_every_conversation_gets_the_answers_of_postgresql_itself(
     either: Proxy, database: Database, make_raw_client: MakeRawClient, login: Login, chop: int
 ) -> None:
