@@ -342,7 +342,7 @@ def test_a_newer_minor_protocol_is_negotiated_down(proxy: Proxy, make_raw_client
         (startup_message(nonsense="1"), "08P01", "unsupported startup parameter: nonsense"),
         (startup_message()[:-1] + b"x", "08P01", "invalid startup packet layout"),
         (startup_message(options="--nonsense"), "08P01", "unsupported options startup parameter"),
-        (startup_message(replication="database"), "08P01", "unsupported startup parameter: replication"),
+        (startup_message(replication="perhaps"), "22023", 'invalid value for parameter "replication"'),
     ],
 )
 def test_a_startup_message_that_cannot_be_served_is_answered_with_the_reason(
