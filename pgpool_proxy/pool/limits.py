@@ -140,8 +140,8 @@ def reason_to_wait(pool: Pool, now: float) -> str:
         return "a server is being opened"
     if pool.servers[SV_TESTED].count:
         return "a server is being checked or reset"
-    if limits.pool_size > 0 and pool.server_count >= limits.pool_size:
-        return f"all {int(pool.server_count)} servers of the pool are busy"
+    if limits.pool_size > 0 and pool.taken >= limits.pool_size:
+        return f"all {int(pool.taken)} servers of the pool are busy"
     if database_is_full(pool):
         return f"max_db_connections: all {int(pool.database.server_count)} servers of the database are taken"
     if user_is_full(pool):

@@ -127,6 +127,7 @@ def test_a_connection_to_the_server_that_breaks_at_any_point_is_told_to_its_clie
         assert value(idle, "select 'did not notice'") == "did not notice"
         idle.close()
         database.server.terminate(datname=database.name)  # who sleeps does not notice that the client is gone
+        wait_until(lambda: not proxy.admin("SHOW SERVERS"))  # the one of `idle` has gone, too
         assert_whole(proxy, database, login, SIZE)
 
 

@@ -88,6 +88,7 @@ def test_it_needs_no_place_among_the_clients_no_password_and_no_line_in_the_log(
     with proxy.connect(user="scram_user", password="scram-secret"):
         with pytest.raises(psycopg.OperationalError, match="max_client_conn"):
             proxy.connect(user="scram_user", password="scram-secret")
+        proxy.wait_log(r"closing because: no more connections allowed")
         before = proxy.log()
         assert ping(proxy.ini).returncode == 0
         settle(proxy)

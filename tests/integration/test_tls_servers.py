@@ -89,6 +89,7 @@ def raw_tls_front(shared_postgres: Postgres) -> Any:
     import threading
 
     listeners: list[socket.socket] = []
+    serving: list[threading.Thread] = []
     peers: list[socket.socket] = []
 
     def relay(source: socket.socket, target: socket.socket) -> None:
@@ -110,6 +111,7 @@ def raw_tls_front(shared_postgres: Postgres) -> Any:
                 raw, _ = listener.accept()
             except OSError:
                 return
+            peers.append(raw)
             try:
                 if not direct:
                     assert raw.recv(8) == struct.pack("!ii", 8, SSL_REQUEST)
@@ -118,8 +120,9 @@ def raw_tls_front(shared_postgres: Postgres) -> Any:
             except (OSError, AssertionError):
                 raw.close()
                 continue
+            peers.append(front)
             back = socket.create_connection((shared_postgres.host, shared_postgres.port))
-            peers.extend([front, back])
+            peers.append(back)
             for source, target in ((front, back), (back, front)):
                 threading.Thread(target=relay, args=(source, target), daemon=True).start()
 
@@ -130,13 +133,16 @@ def raw_tls_front(shared_postgres: Postgres) -> Any:
             context.set_alpn_protocols(list(alpn))
         listener = socket.create_server(("127.0.0.1", 0))
         listeners.append(listener)
-        threading.Thread(target=serve, args=(listener, context, direct), daemon=True).start()
+        serving.append(threading.Thread(target=serve, args=(listener, context, direct), daemon=True))
+        serving[-1].start()
         return int(listener.getsockname()[1])
 
     yield make
     for listener in listeners:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
+    for thread in serving:
+        thread.join(10)
     for peer in peers:
         peer.close()
 
