@@ -26,8 +26,6 @@ PURE_demo :=
 EXTRAS_compiled := test
 EXTRAS_plain := test,lint
 EXTRAS_demo := demo
-# Half of a test's time is waiting: two workers a core.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * len(os.sched_getaffinity(0)))' 2>/dev/null)
 KINDS ?= $(if $(HAS_COMPILER),compiled )plain
 
 help:
@@ -85,7 +83,7 @@ test: check-compiler $(foreach kind,$(KINDS),$(OUT)/$(kind)/installed.stamp) $(O
 	$(MAKE) --no-print-directory lint || failed="$$failed lint"; \
 	for kind in $(KINDS); do \
 		echo; echo "testing the $$kind build on Python $(VERSION)"; \
-		TESTED_BUILD=$$kind $(OUT)/$$kind/venv/bin/pytest -n $(WORKERS) $(ARGS) || failed="$$failed $$kind"; \
+		TESTED_BUILD=$$kind $(OUT)/$$kind/venv/bin/pytest -n auto $(ARGS) || failed="$$failed $$kind"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "FAILED:$$failed" >&2; exit 1; fi
 
