@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MAX_KEPT: Final = 10_000  # answers, and secrets for logging in to servers: some 200 bytes each
 Question: TypeAlias = tuple[str, str, str, str]  # database, user that asks, query, user asked for
 NOWHERE: Final[Question] = ("", "", "", "")  # asked like any other, and nobody is found
+NO_ENTRY: Final = DatabaseEntry("")
 Done: TypeAlias = Callable[[Secret | None, Report | None, float], None]
 
 
@@ -65,10 +66,10 @@ class Lookups:
         """What is to be asked for a login; None where no auth_user is set; a report where it cannot be asked. A database
         that is not known is asked about as if it were: in auth_dbname, or (`NOWHERE`) nowhere, which takes as long."""
         config = self._worker.config
-        entry = config.database(database) or DatabaseEntry(database)
-        asker = resolve.auth_user(config, entry)
+        asker = resolve.auth_user(config, config.databases.get(database) or config.autodb or NO_ENTRY)
         if asker is None:
             return None
+        entry = config.database(database) or DatabaseEntry(database)  # made anew from `*`, which costs as much as a login
         name = resolve.auth_dbname(config, entry)
         where = self._worker.registry.database(name)
         if name == database and where is None:
