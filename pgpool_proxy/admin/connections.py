@@ -1,12 +1,13 @@
 """The rows of SHOW CLIENTS, SERVERS, SOCKETS and ACTIVE_SOCKETS; see rows.py, which has the other tables.
 
 They are generated while they are sent, so a client or server may have gone when its turn comes; it is printed as it was.
+Each comes with its `Place`, by which rows of several workers are put in the order that one process would give them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from pgpool_proxy.admin.control import Row, Source
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
@@ -29,6 +30,10 @@ from pgpool_proxy.pool.states import (
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.server_session import ServerSession
 from pgpool_proxy.session.session_state import pinned
+
+Place: TypeAlias = tuple[Any, ...]
+"""Where a row stands in its table: numbers and strings that compare with those of every other row of it."""
+Member = TypeVar("Member", bound=PoolClient | PoolServer)
 
 TIME_FORMAT: Final = "%Y-%m-%d %H:%M:%S %Z"
 CLIENT_STATES: Final = {
@@ -69,9 +74,10 @@ def pools_in_order(source: Source) -> list[Pool]:
     return [pool for _, pool in sorted(source.registry.pools.items())]
 
 
-def _all_pools(source: Source) -> list[Pool]:
+def _all_pools(source: Source) -> list[tuple[Place, Pool]]:
     """Those of databases, then those of peers, whose clients and servers only carry CancelRequests."""
-    return pools_in_order(source) + [pool for _, pool in sorted(source.registry.peer_pools.items())]
+    pools: list[tuple[Place, Pool]] = [((0, *key), pool) for key, pool in sorted(source.registry.pools.items())]
+    return pools + [((1, number), pool) for number, pool in sorted(source.registry.peer_pools.items())]
 
 
 def main_pools(source: Source) -> list[Pool]:
@@ -90,61 +96,67 @@ def seconds_and_micros(seconds: float) -> tuple[int, int]:
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------------
-def clients(source: Source) -> Iterator[Row]:
+def clients(source: Source) -> Iterator[tuple[Place, Row]]:
     """Those that are in a pool, so all whose login is done or waits for a server."""
-    for client in _clients_by_pool(source, CLIENT_STATES):
+    for place, client in clients_in_order(source, CLIENT_STATES):
         link = client.link if isinstance(client, ClientSession) else None
-        yield (*_client_row(source, client, CLIENT_STATES), pinned(link) if link is not None else "")
+        yield place, (*_client_row(source, client, CLIENT_STATES), pinned(link) if link is not None else "", source.worker)
 
 
-def servers(source: Source) -> Iterator[Row]:
-    for server in _servers_by_pool(source, SERVER_STATES):
+def servers(source: Source) -> Iterator[tuple[Place, Row]]:
+    for place, server in servers_in_order(source, SERVER_STATES):
         link = server.link if isinstance(server, ServerSession) and server.link.client is not None else None
-        yield (*_server_row(source, server, SERVER_STATES), pinned(link) if link is not None else "")
+        yield place, (*_server_row(source, server, SERVER_STATES), pinned(link) if link is not None else "", source.worker)
 
 
-def sockets(source: Source) -> Iterator[Row]:
+def sockets(source: Source) -> Iterator[tuple[Place, Row]]:
     """Clients and servers, those that log in among them, with what lies in their buffers."""
-    for client in _clients_by_pool(source, CLIENT_SOCKET_STATES):
+    for place, client in clients_in_order(source, CLIENT_SOCKET_STATES):
         if client.state in CLIENT_SOCKET_STATES:
-            yield _client_row(source, client, CLIENT_SOCKET_STATES) + _buffers(source, client)
-    for server in _servers_by_pool(source, SERVER_SOCKET_STATES):
+            yield (0, *place), _client_row(source, client, CLIENT_SOCKET_STATES) + _buffers(source, client)
+    for place, server in servers_in_order(source, SERVER_SOCKET_STATES):
         if server.state in SERVER_SOCKET_STATES:
-            yield _server_row(source, server, SERVER_SOCKET_STATES) + _buffers(source, server)
+            yield (1, *place), _server_row(source, server, SERVER_SOCKET_STATES) + _buffers(source, server)
     for member in sorted(source.registry.login_clients.members(), key=_number):
         client = cast(PoolClient, member)
         if client.state == CL_LOGIN:
-            yield _client_row(source, client, CLIENT_SOCKET_STATES) + _buffers(source, client)
+            row = _client_row(source, client, CLIENT_SOCKET_STATES) + _buffers(source, client)
+            yield (2, int(client.number)), row
 
 
-def active_sockets(source: Source) -> Iterator[Row]:
-    """Those of SHOW SOCKETS with something in their buffers."""
-    return (row for row in sockets(source) if row[-2] or row[-1])
+def active_sockets(source: Source) -> Iterator[tuple[Place, Row]]:
+    """Those of SHOW SOCKETS with something in their buffers: `pkt_avail` or `send_avail` is not 0."""
+    return ((place, row) for place, row in sockets(source) if row[-3] or row[-2])
 
 
-def in_pools(source: Source) -> tuple[list[PoolClient], list[PoolServer]]:
-    """All clients and servers that are in a pool."""
-    return _clients_by_pool(source, CLIENT_STATES), _servers_by_pool(source, SERVER_STATES)
+def clients_in_order(source: Source, states: Mapping[int, str] = CLIENT_STATES) -> Iterator[tuple[Place, PoolClient]]:
+    """The clients that are in a pool and in one of these states: by pool, state and number."""
+    groups: list[tuple[Place, list[PoolClient]]] = []
+    for place, pool in _all_pools(source):
+        for rank, state in enumerate(states):
+            members = [cast(PoolClient, member) for member in pool.clients[state].members()]
+            groups.append(((*place, rank), sorted(members, key=_number)))
+    return _each(groups)
+
+
+def servers_in_order(source: Source, states: Mapping[int, str] = SERVER_STATES) -> Iterator[tuple[Place, PoolServer]]:
+    """The same of servers."""
+    groups: list[tuple[Place, list[PoolServer]]] = []
+    for place, pool in _all_pools(source):
+        for rank, state in enumerate(states):
+            members = [cast(PoolServer, member) for member in pool.servers[state].members()]
+            groups.append(((*place, rank), sorted(members, key=_number)))
+    return _each(groups)
+
+
+def _each(groups: list[tuple[Place, list[Member]]]) -> Iterator[tuple[Place, Member]]:
+    for pool, members in groups:
+        for member in members:
+            yield (*pool, int(member.number)), member
 
 
 def _number(member: object) -> int:
     return int(cast("PoolClient | PoolServer", member).number)
-
-
-def _clients_by_pool(source: Source, states: dict[int, str]) -> list[PoolClient]:
-    found: list[PoolClient] = []
-    for pool in _all_pools(source):
-        for state in states:
-            found += sorted([cast(PoolClient, member) for member in pool.clients[state].members()], key=_number)
-    return found
-
-
-def _servers_by_pool(source: Source, states: dict[int, str]) -> list[PoolServer]:
-    found: list[PoolServer] = []
-    for pool in _all_pools(source):
-        for state in states:
-            found += sorted([cast(PoolServer, member) for member in pool.servers[state].members()], key=_number)
-    return found
 
 
 def _client_row(source: Source, client: PoolClient, states: dict[int, str]) -> Row:
@@ -238,8 +250,8 @@ def _application_name(source: Source, session: ClientSession | ServerSession) ->
 
 
 def _buffers(source: Source, member: PoolClient | PoolServer) -> tuple[int, ...]:
-    """recv_pos, pkt_pos, pkt_remain, send_pos, send_remain, pkt_avail, send_avail. There is no buffer with positions here:
-    what was received and waits for a server is pkt_avail, what was sent and not yet taken is send_avail."""
+    """recv_pos, pkt_pos, pkt_remain, send_pos, send_remain, pkt_avail, send_avail, and the worker. There is no buffer with
+    positions here: what was received and waits for a server is pkt_avail, what was sent and not yet taken is send_avail."""
     received = len(member.pending) if isinstance(member, ClientSession) else 0
     unsent = source.unsent(member)
-    return 0, 0, 0, 0, unsent, received, unsent
+    return 0, 0, 0, 0, unsent, received, unsent, source.worker

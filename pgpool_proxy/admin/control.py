@@ -14,6 +14,7 @@ from typing import Final, Protocol, TypeAlias
 from pgpool_proxy.errors import PgpoolError, Report
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
 from pgpool_proxy.pool.registry import Registry
+from pgpool_proxy.pool.stats import Period
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.context import Context
 from pgpool_proxy.settings.config import Config
@@ -137,6 +138,11 @@ class Source(Protocol):
     """What the rows of a SHOW are made from."""
 
     @property
+    def worker(self) -> int:
+        """The number of this process among the workers, from 1."""
+        ...
+
+    @property
     def registry(self) -> Registry: ...
 
     @property
@@ -167,8 +173,8 @@ class Source(Protocol):
         """Counters of each database, in the order of pool.stats.FIELDS."""
         ...
 
-    def averages(self, database: str) -> tuple[int, ...]:
-        """The same per second, or per transaction, query or assignment, over the last whole stats_period."""
+    def period(self, database: str) -> Period:
+        """The same counters at the beginning and at the end of the last whole stats_period."""
         ...
 
     def local_name(self, member: PoolClient | PoolServer) -> tuple[str, int]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from itertools import islice
+from typing import Final, TypeAlias
 
-from pgpool_proxy.admin.connections import count_of, main_pools, pools_in_order, seconds_and_micros
+from pgpool_proxy.admin.connections import count_of, main_pools, seconds_and_micros
 from pgpool_proxy.admin.control import ACTIVE, PAUSED, SUSPENDED, Cell, Row, Source
 from pgpool_proxy.pool.limits import longest_wait
 from pgpool_proxy.pool.pool import POOL_MODES, SESSION_STATES
@@ -29,7 +30,7 @@ from pgpool_proxy.pool.states import (
     SV_TESTED,
     SV_USED,
 )
-from pgpool_proxy.pool.stats import FIELDS, ZERO, merge
+from pgpool_proxy.pool.stats import FIELDS, averages, merge
 from pgpool_proxy.session.server_session import ServerSession
 from pgpool_proxy.session.session_state import pinned
 from pgpool_proxy.settings import resolve
@@ -141,21 +142,23 @@ def _nine(size: int | None) -> str:
 
 
 # --- counters -----------------------------------------------------------------------------------------------------------
-def _counters(source: Source) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """Database, its totals, its averages."""
-    return [(name, totals, source.averages(name)) for name, totals in sorted(source.totals().items())]
+Counters: TypeAlias = tuple[str, tuple[int, ...], tuple[int, ...]]  # of a database: its name, totals and averages
 
 
-def stats(source: Source) -> Iterable[Row]:
-    return [(name, *totals, *averages) for name, totals, averages in _counters(source)]
+def counters(source: Source) -> list[Counters]:
+    return [(name, totals, averages([source.period(name)])) for name, totals in sorted(source.totals().items())]
 
 
-def stats_totals(source: Source) -> Iterable[Row]:
-    return [(name, *totals) for name, totals, _ in _counters(source)]
+def stats(found: Iterable[Counters]) -> Iterable[Row]:
+    return [(name, *totals, *averages) for name, totals, averages in found]
 
 
-def stats_averages(source: Source) -> Iterable[Row]:
-    return [(name, *averages) for name, _, averages in _counters(source)]
+def stats_totals(found: Iterable[Counters]) -> Iterable[Row]:
+    return [(name, *totals) for name, totals, _ in found]
+
+
+def stats_averages(found: Iterable[Counters]) -> Iterable[Row]:
+    return [(name, *averages) for name, _, averages in found]
 
 
 TOTALS_NAMES: Final = {
@@ -168,20 +171,17 @@ TOTALS_NAMES: Final = {
 """The counters that SHOW TOTALS names otherwise than SHOW STATS."""
 
 
-def totals(source: Source) -> Iterator[Row]:
+def totals(found: Iterable[Counters]) -> Iterator[Row]:
     """All databases added up; averages of times are weighed by nothing, as in PgBouncer."""
-    counters = _counters(source)
-    for prefix, values in (
-        ("total", merge([totals for _, totals, _ in counters]) if counters else ZERO),
-        ("avg", merge([averages for _, _, averages in counters]) if counters else ZERO),
-    ):
+    every = list(found)
+    for prefix, values in (("total", merge([one[1] for one in every])), ("avg", merge([one[2] for one in every]))):
         for field, value in zip(FIELDS, values, strict=True):
             yield f"{prefix}_{TOTALS_NAMES.get(field, field)}", value
 
 
 def session_state(source: Source) -> Iterator[Row]:
     """What transactions have left behind, by pool and kind; nothing is counted where session_state is ignore."""
-    for pool in pools_in_order(source):
+    for pool in main_pools(source):
         if not pool.database.is_admin:
             held = [server.link for server in pool.active.members() if isinstance(server, ServerSession)]
             yield (
@@ -194,26 +194,55 @@ def session_state(source: Source) -> Iterator[Row]:
 
 
 # --- the process --------------------------------------------------------------------------------------------------------
-def lists(source: Source) -> Iterable[Row]:
+Amount: TypeAlias = int | list[str]
+"""What a line of SHOW LISTS counts in one process: a number of its own, or things by name that others may have, too."""
+NAMES_AT_A_TIME: Final = 100
+
+
+def amounts(source: Source) -> Iterator[tuple[str, Amount, int]]:
+    """The lines of SHOW LISTS: each with what is this process's, and with how many all have in common. Names come in
+    several pieces where they are many."""
     registry = source.registry
     servers = sum(int(members.count) for pool in registry.pools.values() for members in pool.servers)
-    counts: dict[str, int] = {
-        "databases": len(registry.databases),
-        "users": len({*registry.users, *source.known_users(), *source.config.users}),
-        "peers": len(source.config.peers),
-        "pools": len(main_pools(source)),
-        "peer_pools": len(registry.peer_pools),
-        "free_clients": 0,
-        "used_clients": int(registry.client_count),
-        "login_clients": int(registry.login_clients.count),
-        "free_servers": 0,
-        "used_servers": servers,
-        "dns_names": len(list(source.dns_hosts())),
-        "dns_zones": len(list(source.dns_zones())),
-        "dns_queries": source.dns_queries(),
-        "dns_pending": 0,
-    }
-    return list(counts.items())
+    configured = {*source.known_users(), *source.config.users}
+    lines: list[tuple[str, int | Iterable[str], int]] = [
+        ("databases", registry.databases, 0),
+        ("users", [name for name in registry.users if name not in configured], len(configured)),
+        ("peers", 0, len(source.config.peers)),
+        ("pools", [f"{pool.database.name}\0{pool.user.name}" for pool in main_pools(source)], 0),
+        ("peer_pools", [str(number) for number in registry.peer_pools], 0),
+        ("free_clients", 0, 0),
+        ("used_clients", int(registry.client_count), 0),
+        ("login_clients", int(registry.login_clients.count), 0),
+        ("free_servers", 0, 0),
+        ("used_servers", servers, 0),
+        ("dns_names", [name for name, _, _ in source.dns_hosts()], 0),
+        ("dns_zones", [name for name, _, _ in source.dns_zones()], 0),
+        ("dns_queries", source.dns_queries(), 0),
+        ("dns_pending", 0, 0),
+    ]
+    for name, own, common in lines:
+        if isinstance(own, int):
+            yield name, own, common
+            continue
+        names = iter(own)
+        yield name, list(islice(names, NAMES_AT_A_TIME)), common
+        while piece := list(islice(names, NAMES_AT_A_TIME)):
+            yield name, piece, common
+
+
+def lists(found: Iterable[tuple[str, Amount, int]]) -> Iterable[Row]:
+    """The lines of one process or of several: numbers are added up, names count once, what is common counts once."""
+    numbers: dict[str, int] = {}
+    names: dict[str, set[str]] = {}
+    commons: dict[str, int] = {}
+    for name, own, common in found:
+        commons[name] = max(commons.get(name, 0), common)
+        if isinstance(own, int):
+            numbers[name] = numbers.get(name, 0) + own
+        else:
+            names.setdefault(name, set()).update(own)
+    return [(name, common + numbers.get(name, 0) + len(names.get(name, ()))) for name, common in commons.items()]
 
 
 def config(source: Source) -> Iterable[Row]:

@@ -1,4 +1,5 @@
-"""Every SHOW: a table of tables. A new one is a line in `_ALL`, a function in rows.py and a heading in docs/console.md.
+"""Every SHOW: a table of tables. A new one is a line in `_ALL`, a function in rows.py, a line in merge.py that says how those
+of several workers become one, and a heading in docs/console.md.
 
 Columns, their order and their types are PgBouncer's; our own additions stand at the end of a table or in tables of our own.
 What a table's columns are is known before any row is made, which is what the extended protocol's Describe needs.
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pgpool_proxy.admin import connections, fds, rows, waits
+from pgpool_proxy.admin.connections import Place
 from pgpool_proxy.admin.control import Row, Source
 from pgpool_proxy.admin.grammar import invalid
 from pgpool_proxy.admin.results import BYTEA, INT4, INT8, NUMERIC, TEXT, Column, Type
@@ -39,6 +41,19 @@ def _numerics(names: Iterable[str]) -> str:
     return " ".join(f"{name}:numeric" for name in names)
 
 
+def _placed(walk: Callable[[Source], Iterable[tuple[Place, Row]]]) -> Callable[[Source], Iterable[Row]]:
+    """Rows that know their places among those of other workers, without these."""
+    return lambda source: (row for _, row in walk(source))
+
+
+def _counted(make: Callable[[Iterable[rows.Counters]], Iterable[Row]]) -> Callable[[Source], Iterable[Row]]:
+    return lambda source: make(rows.counters(source))
+
+
+def _lists(source: Source) -> Iterable[Row]:
+    return rows.lists(rows.amounts(source))
+
+
 # PgBouncer's names of the byte counters differ from table to table
 _TOTAL_NAMES: Final = [f"total_{name.removeprefix('bytes_')}" for name in FIELDS]
 _AVERAGE_NAMES: Final = [
@@ -52,14 +67,19 @@ _CONNECTION: Final = """
     connect_time:text request_time:text wait wait_us close_needed ptr:text link:text remote_pid tls:text
     application_name:text prepared_statements id
 """
-_PINNED: Final = _CONNECTION + "pinned:text"
-_SOCKET: Final = _CONNECTION + "recv_pos pkt_pos pkt_remain send_pos send_remain pkt_avail send_avail"
+_PINNED: Final = _CONNECTION + "pinned:text worker"
+_SOCKET: Final = _CONNECTION + "recv_pos pkt_pos pkt_remain send_pos send_remain pkt_avail send_avail worker"
 
 _ALL: Final = (
-    Table("CLIENTS", "clients, one row each", _columns(_PINNED), connections.clients),
-    Table("SERVERS", "server connections, one row each", _columns(_PINNED), connections.servers),
-    Table("SOCKETS", "clients and servers with what lies in their buffers", _columns(_SOCKET), connections.sockets),
-    Table("ACTIVE_SOCKETS", "those of SOCKETS whose buffers are not empty", _columns(_SOCKET), connections.active_sockets),
+    Table("CLIENTS", "clients, one row each", _columns(_PINNED), _placed(connections.clients)),
+    Table("SERVERS", "server connections, one row each", _columns(_PINNED), _placed(connections.servers)),
+    Table("SOCKETS", "clients and servers with what lies in their buffers", _columns(_SOCKET), _placed(connections.sockets)),
+    Table(
+        "ACTIVE_SOCKETS",
+        "those of SOCKETS whose buffers are not empty",
+        _columns(_SOCKET),
+        _placed(connections.active_sockets),
+    ),
     Table(
         "POOLS",
         "pools: clients and servers in each state, and the longest wait",
@@ -100,16 +120,21 @@ _ALL: Final = (
         "STATS",
         "totals and averages of each database",
         _columns("database:text " + _numerics(_TOTAL_NAMES + _AVERAGE_NAMES)),
-        rows.stats,
+        _counted(rows.stats),
     ),
-    Table("STATS_TOTALS", "totals of each database", _columns("database:text " + _numerics(FIELDS)), rows.stats_totals),
+    Table(
+        "STATS_TOTALS",
+        "totals of each database",
+        _columns("database:text " + _numerics(FIELDS)),
+        _counted(rows.stats_totals),
+    ),
     Table(
         "STATS_AVERAGES",
         "averages of each database over the last stats_period",
         _columns("database:text " + _numerics(_STATS_AVERAGES_NAMES)),
-        rows.stats_averages,
+        _counted(rows.stats_averages),
     ),
-    Table("TOTALS", "totals and averages of all databases", _columns("name:text value:numeric"), rows.totals),
+    Table("TOTALS", "totals and averages of all databases", _columns("name:text value:numeric"), _counted(rows.totals)),
     Table(
         "SESSION_STATE",
         "what clients have left behind on servers (session_state)",
@@ -120,21 +145,21 @@ _ALL: Final = (
         "STATS_HISTOGRAMS",
         "percentiles of each pool's waits, queries, transactions, logins and server connects",
         _columns("database:text user:text what:text " + _numerics(["count", "mean_us", "p50_us", "p95_us", "p99_us"])),
-        waits.stats_histograms,
+        lambda source: waits.stats_histograms(waits.histograms(source)),
     ),
     Table(
         "WAITS",
         "clients that wait for a server, and what for",
-        _columns("id database:text user:text addr:text port since:text wait wait_us queue reason:text"),
-        waits.waits,
+        _columns("id database:text user:text addr:text port since:text wait wait_us queue reason:text worker"),
+        _placed(waits.waits),
     ),
-    Table("LISTS", "how many there are of everything", _columns("list:text items"), rows.lists),
+    Table("LISTS", "how many there are of everything", _columns("list:text items"), _lists),
     Table("CONFIG", "the settings in force", _columns("key:text value:text default:text changeable:text"), rows.config),
     Table("STATE", "active, paused or suspended", _columns("key:text value:text"), rows.state),
     Table("MEM", "what memory is used for", _columns("name:text size used free memtotal"), rows.mem),
     Table("DNS_HOSTS", "host names that were looked up", _columns("hostname:text ttl:int8 addrs:text"), rows.dns_hosts),
     Table("DNS_ZONES", "zones of those names", _columns("zonename:text serial:int8 count"), rows.dns_zones),
-    Table("FDS", "sockets; handed over to a new process that takes over", _columns(fds.COLUMNS), fds.fds),
+    Table("FDS", "sockets; handed over to a new process that takes over", _columns(fds.COLUMNS), _placed(fds.fds)),
     Table("VERSION", "program and version", _columns("version:text"), rows.version),
 )
 TABLES: Final[dict[str, Table]] = {table.name: table for table in _ALL}

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Iterable, Iterator
+from typing import Final, TypeAlias, cast
 
-from pgpool_proxy.admin.connections import main_pools, pools_in_order, seconds_and_micros
+from pgpool_proxy.admin.connections import Place, main_pools, seconds_and_micros
 from pgpool_proxy.admin.control import Row, Source
 from pgpool_proxy.pool.handles import PoolClient
 from pgpool_proxy.pool.limits import reason_to_wait
-from pgpool_proxy.pool.stats import Histogram, percentile
+from pgpool_proxy.pool.stats import percentile
 from pgpool_proxy.session.client_session import ClientSession
 
+Counts: TypeAlias = tuple[tuple[int, ...], int]  # of a pool.stats.Histogram: its buckets, and the sum in µs
+KINDS: Final = ("wait", "query", "transaction", "login", "server_connect")
+AT_QUEUE: Final = 8  # the column of SHOW WAITS
 
-def waits(source: Source) -> Iterator[Row]:
+
+def waits(source: Source) -> Iterator[tuple[Place, Row]]:
     """Clients that wait for a server, those that have waited longest first within their pool."""
     now = source.now()
-    for pool in pools_in_order(source):
+    for key, pool in sorted(source.registry.pools.items()):
         members = [cast(PoolClient, member) for member in pool.waiting_login.members() + pool.waiting.members()]
         for client in sorted(members, key=lambda client: float(client.wait_start)):
             address, port = (client.address, int(client.port)) if isinstance(client, ClientSession) else ("", 0)
-            yield (
+            yield (*key, float(client.wait_start)), (
                 int(client.number),
                 pool.database.name,
                 pool.user.name,
@@ -30,28 +34,28 @@ def waits(source: Source) -> Iterator[Row]:
                 *seconds_and_micros(max(now - client.wait_start, 0.0)),
                 int(pool.waiting.count + pool.waiting_login.count),
                 reason_to_wait(pool, now),
+                source.worker,
             )
 
 
-def stats_histograms(source: Source) -> Iterator[Row]:
-    """Percentiles of each pool since it was made, in microseconds."""
+def histograms(source: Source) -> Iterator[tuple[str, str, tuple[Counts, ...]]]:
+    """Each pool's database, user and histograms, in the order of `KINDS`."""
     for pool in main_pools(source):
-        if pool.database.is_admin:
-            continue
         counted = pool.stats
-        for kind, histogram in (
-            ("wait", counted.waits),
-            ("query", counted.queries),
-            ("transaction", counted.xacts),
-            ("login", counted.logins),
-            ("server_connect", counted.connects),
-        ):
-            yield (pool.database.name, pool.user.name, kind, *_percentiles(histogram))
+        if not pool.database.is_admin:
+            kinds = counted.waits, counted.queries, counted.xacts, counted.logins, counted.connects
+            yield pool.database.name, pool.user.name, tuple([histogram.snapshot() for histogram in kinds])
 
 
-def _percentiles(histogram: Histogram) -> tuple[int, int, int, int, int]:
+def stats_histograms(found: Iterable[tuple[str, str, tuple[Counts, ...]]]) -> Iterator[Row]:
+    """Percentiles of each pool since it was made, in microseconds."""
+    for database, user, histograms in found:
+        for kind, counts in zip(KINDS, histograms, strict=True):
+            yield (database, user, kind, *_percentiles(*counts))
+
+
+def _percentiles(counts: tuple[int, ...], total: int) -> tuple[int, int, int, int, int]:
     """count, mean, p50, p95, p99."""
-    counts, total = histogram.snapshot()
     number = sum(counts)
     mean = total // number if number else 0
     return number, mean, percentile(counts, 0.5), percentile(counts, 0.95), percentile(counts, 0.99)

@@ -8,7 +8,7 @@ until ReadyForQuery with no answer outstanding; a transaction likewise until sta
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, TypeAlias
 
 from mypy_extensions import i64
 
@@ -122,6 +122,8 @@ class PoolStats:
 
 
 ZERO: Final[tuple[int, ...]] = (0,) * len(FIELDS)
+Period: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], float]
+"""Totals at the beginning of a period and at its end, and the seconds between them."""
 
 
 def merge(totals: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
@@ -133,12 +135,21 @@ def merge(totals: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(merged)
 
 
-def averages(old: tuple[int, ...], new: tuple[int, ...], seconds: float) -> tuple[int, ...]:
-    """What SHOW STATS prints as avg_*: counts and bytes per second, times per transaction, query or assignment."""
-    grown = [later - earlier for earlier, later in zip(old, new, strict=True)]
-    per_second = [int(value / seconds) if seconds > 0 else 0 for value in grown]
-    assignments, xacts, queries = grown[0], grown[1], grown[2]
-    per_second[5] = grown[5] // xacts if xacts > 0 else 0
-    per_second[6] = grown[6] // queries if queries > 0 else 0
-    per_second[7] = grown[7] // assignments if assignments > 0 else 0
-    return tuple(per_second)
+def averages(periods: Iterable[Period]) -> tuple[int, ...]:
+    """What SHOW STATS prints as avg_*: counts and bytes per second, times per transaction, query or assignment.
+
+    Of several processes, each over its own period: counts per second are added up, times are those of all together.
+    """
+    per_second = [0.0] * len(FIELDS)
+    all_grown = list(ZERO)
+    for old, new, seconds in periods:
+        for at, (earlier, later) in enumerate(zip(old, new, strict=True)):
+            all_grown[at] += later - earlier
+            if seconds > 0:
+                per_second[at] += (later - earlier) / seconds
+    found = [int(value) for value in per_second]
+    assignments, xacts, queries = all_grown[0], all_grown[1], all_grown[2]
+    found[5] = all_grown[5] // xacts if xacts > 0 else 0
+    found[6] = all_grown[6] // queries if queries > 0 else 0
+    found[7] = all_grown[7] // assignments if assignments > 0 else 0
+    return tuple(found)

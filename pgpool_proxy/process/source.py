@@ -14,6 +14,7 @@ from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
 from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.pool.registry import Registry
+from pgpool_proxy.pool.stats import Period
 from pgpool_proxy.process.about import package_version
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.context import Context
@@ -93,7 +94,7 @@ class Statistics(Protocol):
 
     def totals(self) -> dict[str, tuple[int, ...]]: ...
 
-    def averages(self, database: str) -> tuple[int, ...]: ...
+    def period(self, database: str) -> Period: ...
 
 
 class WorkerSource:
@@ -101,6 +102,7 @@ class WorkerSource:
 
     def __init__(self, worker: WorkerLike) -> None:
         self._worker = worker
+        self.worker = 1  # our number among the workers
         self.is_suspended = False
 
     @property
@@ -140,8 +142,8 @@ class WorkerSource:
     def totals(self) -> dict[str, tuple[int, ...]]:
         return self._worker.stats.totals()
 
-    def averages(self, database: str) -> tuple[int, ...]:
-        return self._worker.stats.averages(database)
+    def period(self, database: str) -> Period:
+        return self._worker.stats.period(database)
 
     def local_name(self, member: PoolClient | PoolServer) -> tuple[str, int]:
         if isinstance(member, ServerSession):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from time import monotonic
 
 from pgpool_proxy.pool import stats
@@ -49,20 +49,22 @@ class Statistics:
         self.seconds = now - self._taken_at
         self._taken_at = now
 
-    def averages(self, database: str) -> tuple[int, ...]:
-        """What SHOW STATS prints as avg_* for a database: over the last whole period."""
-        current = self.current.get(database, stats.ZERO)
-        return stats.averages(self.previous.get(database, stats.ZERO), current, self.seconds)
+    def period(self, database: str) -> stats.Period:
+        """The last whole period of a database, which SHOW STATS prints averages of."""
+        return self.previous.get(database, stats.ZERO), self.current.get(database, stats.ZERO), self.seconds
 
     def line(self) -> str:
         """PgBouncer's log line."""
-        old = stats.merge(self.previous.values())
-        new = stats.merge(self.current.values())
-        values = dict(zip(stats.FIELDS, stats.averages(old, new, self.seconds), strict=True))
-        return (
-            f"stats: {values['xact_count']} xacts/s, {values['query_count']} queries/s, "
-            f"{values['client_parse_count']} client parses/s, {values['server_parse_count']} server parses/s, "
-            f"{values['bind_count']} binds/s, {values['client_login_count']} client logins/s, "
-            f"in {values['bytes_received']} B/s, out {values['bytes_sent']} B/s, xact {values['xact_time']} us, "
-            f"query {values['query_time']} us, wait {values['wait_time']} us"
-        )
+        return line([(stats.merge(self.previous.values()), stats.merge(self.current.values()), self.seconds)])
+
+
+def line(periods: Iterable[stats.Period]) -> str:
+    """The log line of one process or of several, each with its last whole period."""
+    values = dict(zip(stats.FIELDS, stats.averages(periods), strict=True))
+    return (
+        f"stats: {values['xact_count']} xacts/s, {values['query_count']} queries/s, "
+        f"{values['client_parse_count']} client parses/s, {values['server_parse_count']} server parses/s, "
+        f"{values['bind_count']} binds/s, {values['client_login_count']} client logins/s, "
+        f"in {values['bytes_received']} B/s, out {values['bytes_sent']} B/s, xact {values['xact_time']} us, "
+        f"query {values['query_time']} us, wait {values['wait_time']} us"
+    )

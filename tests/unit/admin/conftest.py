@@ -20,7 +20,7 @@ from pgpool_proxy.pool.cancel_keys import CancelKeys
 from pgpool_proxy.pool.ledger import LocalLedger
 from pgpool_proxy.pool.pool import SESSION, STATEMENT, TRANSACTION, Pool
 from pgpool_proxy.pool.registry import Database, Registry, User
-from pgpool_proxy.pool.stats import ZERO, averages, merge
+from pgpool_proxy.pool.stats import ZERO, Period, merge
 from pgpool_proxy.process.control import WorkerControl
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.context import Context
@@ -168,10 +168,14 @@ class House:
 
     # --- statistics -----------------------------------------------------------------------------------------------------
     def totals(self) -> dict[str, tuple[int, ...]]:
-        return {pool.database.name: pool.stats.totals() for pool in self.registry.pools.values()}
+        pools = list(self.registry.pools.values())
+        return {
+            name: merge([pool.stats.totals() for pool in pools if pool.database.name == name])
+            for name in {pool.database.name for pool in pools}
+        }
 
-    def averages(self, name: str) -> tuple[int, ...]:
-        return averages((0,) * 12, self.totals()[name], 2.0)
+    def period(self, name: str) -> Period:
+        return ZERO, self.totals()[name], 2.0
 
     # --- the registry's configurator and launcher -------------------------------------------------------------------------
     def make_database(self, name: str, registry: Registry) -> Database | None:
@@ -410,6 +414,11 @@ class Orders:
 @pytest.fixture
 def house() -> House:
     return House()
+
+
+@pytest.fixture
+def make_house() -> Callable[[], House]:
+    return House
 
 
 @pytest.fixture

@@ -303,3 +303,11 @@ def test_histograms_of_a_pool_in_microseconds(house: Any) -> None:
     names = ("count", "mean_us", "p50_us", "p95_us", "p99_us")
     assert [rows["query"][name] for name in names] == ["2", "150", "150", "195", "199"]
     assert [rows["transaction"][name] for name in names] == ["0"] * 5
+
+
+def test_a_replication_client_stands_in_the_line_of_its_pool(house: Any) -> None:
+    house.client()
+    app = house.registry.databases["app"]
+    house.registry.dedicated_pool(app, "alice", 1, [])
+    rows = house.console().rows("SHOW SESSION_STATE")
+    assert [(row["database"], row["user"]) for row in rows] == [("app", "alice")]

@@ -35,14 +35,22 @@ def test_counts_are_averaged_by_second_and_times_by_what_took_them() -> None:
         query_time=1000,
         wait_time=400,
     )
-    assert averages(old, new, 2.0) == totals(
+    assert averages([(old, new, 2.0)]) == totals(
         server_assignment_count=2, xact_count=2, query_count=10, bytes_received=100, xact_time=500, query_time=50, wait_time=100
     )
 
 
 def test_nothing_is_divided_by_nothing() -> None:
-    assert averages(ZERO, totals(xact_time=5, query_time=5, wait_time=5, bytes_sent=5), 0.0) == ZERO
-    assert averages(ZERO, ZERO, 1.0) == ZERO
+    assert averages([(ZERO, totals(xact_time=5, query_time=5, wait_time=5, bytes_sent=5), 0.0)]) == ZERO
+    assert averages([(ZERO, ZERO, 1.0)]) == ZERO
+    assert averages([]) == ZERO
+
+
+def test_averages_of_several_processes_weigh_each_by_what_it_did() -> None:
+    busy = (ZERO, totals(query_count=90, query_time=900, bytes_sent=30), 3.0)
+    slow = (totals(query_count=5, query_time=7), totals(query_count=15, query_time=10_007, bytes_sent=7), 2.0)
+    new = (ZERO, ZERO, 0.0)  # its first period is not over
+    assert averages([busy, slow, new]) == totals(query_count=35, query_time=109, bytes_sent=13)
 
 
 # --- histograms -----------------------------------------------------------------------------------------------------------
