@@ -8,7 +8,9 @@ when it is not, and with one of severity NOTICE when it is, but. Until then the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Final, Protocol, TypeAlias
 
 from pgpool_proxy.errors import PgpoolError, Report
@@ -19,7 +21,7 @@ from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.context import Context
 from pgpool_proxy.settings.config import Config
 
-Cell: TypeAlias = str | int | None
+Cell: TypeAlias = str | int | Decimal | None
 Row: TypeAlias = tuple[Cell, ...]
 Done: TypeAlias = Callable[[Report | None], None]
 
@@ -134,6 +136,21 @@ class Control(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerFigures:
+    """One worker. None: who says the rest does not know it; others may (`admin.workers.combined`)."""
+
+    number: int
+    pid: int | None = None
+    state: str | None = None  # "active", or what else its supervisor says of it
+    clients: int | None = None
+    servers: int | None = None
+    leases: int | None = None  # servers that it may have
+    cpu_seconds: float | None = None
+    memory: int | None = None  # bytes
+    restarts: int | None = None
+
+
 class Source(Protocol):
     """What the rows of a SHOW are made from."""
 
@@ -207,4 +224,8 @@ class Source(Protocol):
 
     def resident_bytes(self) -> int:
         """Memory of the process."""
+        ...
+
+    def workers(self) -> Iterable[WorkerFigures]:
+        """What is known here of the workers; a process alone is worker 1."""
         ...

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, groupby, islice
 from typing import Any, Final, TypeAlias
 
-from pgpool_proxy.admin import connections, fds, rows, waits
+from pgpool_proxy.admin import connections, fds, rows, waits, workers
 from pgpool_proxy.admin.connections import Place
-from pgpool_proxy.admin.control import ACTIVE, PAUSED, SUSPENDED, Row, Source
+from pgpool_proxy.admin.control import ACTIVE, PAUSED, SUSPENDED, Row, Source, WorkerFigures
 from pgpool_proxy.admin.show import TABLES, find_table
 from pgpool_proxy.pool.stats import STATE_KINDS, averages, merge
 
@@ -203,6 +203,10 @@ def _dns_hosts(parts: Sequence[Part]) -> Iterable[Row]:
     return sorted(found.values(), key=str)
 
 
+def _workers(parts: Sequence[Part]) -> Iterable[Row]:
+    return workers.workers(workers.combined(WorkerFigures(*record) for record in _all_records(parts)))
+
+
 def _names(table: str, wanted: Callable[[str], bool]) -> list[str]:
     return [column.name for column in TABLES[table].columns if wanted(column.name)]
 
@@ -231,6 +235,7 @@ MERGINGS: Final[dict[str, Merging]] = {
     "SESSION_STATE": _grouped("SESSION_STATE", 2, summed=("pinned", *STATE_KINDS)),
     "STATS_HISTOGRAMS": Merging(waits.histograms, _histograms),
     "WAITS": Merging(waits.waits, _waits),
+    "WORKERS": Merging(workers.own_records, _workers),
     "LISTS": Merging(rows.amounts, _lists),
     "CONFIG": _first(TABLES["CONFIG"].rows),
     "STATE": Merging(TABLES["STATE"].rows, _state),

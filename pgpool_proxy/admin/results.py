@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Final
 
 from pgpool_proxy.admin.control import Cell, Row
@@ -62,6 +63,8 @@ def text(kind: Type, cell: Cell) -> bytes | None:
         return cell.encode("utf-8", "replace")
     if cell is None:
         return None
+    if isinstance(cell, Decimal):
+        return f"{cell:f}".encode()
     return b"%d" % _bounded(kind, cell)
 
 
@@ -69,8 +72,8 @@ def binary(kind: Type, cell: Cell) -> bytes | None:
     """A value in binary format; that of text is the same in both."""
     if cell is None or isinstance(cell, str):
         return text(kind, cell)
-    if kind is NUMERIC:
-        return _binary_numeric(cell)
+    if isinstance(cell, Decimal) or kind is NUMERIC:
+        return _binary_numeric(Decimal(cell))
     return _bounded(kind, cell).to_bytes(kind.size, "big", signed=True)
 
 
@@ -82,15 +85,21 @@ def _bounded(kind: Type, value: int) -> int:
     return max(-top - 1, min(top, value))
 
 
-def _binary_numeric(value: int) -> bytes:
-    """A whole number as numeric_send writes it: count of digits, weight, sign, scale, then digits to the base of 10,000."""
+def _binary_numeric(value: Decimal) -> bytes:
+    """As numeric_send writes it: count of digits, weight of the first one, sign, scale, then digits to the base of 10,000."""
+    sign, decimals, exponent = value.as_tuple()
+    scale = max(-int(exponent), 0)
+    behind = -(-scale // 4)  # digits behind the point
+    rest = int("".join(map(str, decimals))) * 10 ** (int(exponent) + 4 * behind)
     digits: list[int] = []
-    rest = abs(value)
     while rest:
         rest, digit = divmod(rest, 10_000)
         digits.append(digit)
-    weight = max(len(digits) - 1, 0)
+    weight = len(digits) - 1 - behind if digits else 0
     while digits and digits[0] == 0:
         digits.pop(0)  # zeros at the end are not sent
-    head = len(digits).to_bytes(2, "big") + weight.to_bytes(2, "big") + (b"\x40\0" if value < 0 else b"\0\0") + b"\0\0"
-    return head + b"".join([digit.to_bytes(2, "big") for digit in reversed(digits)])
+    head = [
+        len(digits).to_bytes(2, "big"), weight.to_bytes(2, "big", signed=True), b"\x40\0" if sign else b"\0\0",
+        scale.to_bytes(2, "big"),
+    ]  # fmt: skip
+    return b"".join(head + [digit.to_bytes(2, "big") for digit in reversed(digits)])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from pgpool_proxy.admin import connections, fds, rows, waits
+from pgpool_proxy.admin import connections, fds, rows, waits, workers
 from pgpool_proxy.admin.connections import Place
 from pgpool_proxy.admin.control import Row, Source
 from pgpool_proxy.admin.grammar import invalid
@@ -152,6 +152,12 @@ _ALL: Final = (
         "clients that wait for a server, and what for",
         _columns("id database:text user:text addr:text port since:text wait wait_us queue reason:text worker"),
         _placed(waits.waits),
+    ),
+    Table(
+        "WORKERS",
+        "the processes that serve",
+        _columns(workers.COLUMNS),
+        lambda source: workers.workers(source.workers()),
     ),
     Table("LISTS", "how many there are of everything", _columns("list:text items"), _lists),
     Table("CONFIG", "the settings in force", _columns("key:text value:text default:text changeable:text"), rows.config),

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pgpool_proxy.admin.control import ACTIVE, PAUSED, SUSPENDED, Done
+from pgpool_proxy.admin.control import ACTIVE, PAUSED, SUSPENDED, Done, WorkerFigures
 from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
 from pgpool_proxy.pool.pool import Pool
@@ -172,6 +172,27 @@ class WorkerSource:
 
     def dns_queries(self) -> int:
         return self._worker.dns.queries
+
+    def workers(self) -> Iterable[WorkerFigures]:
+        servers = sum(int(members.count) for pool in self.registry.pools.values() for members in pool.servers)
+        return [
+            WorkerFigures(
+                self.worker,
+                pid=os.getpid(),
+                state="active",
+                clients=int(self.registry.client_count),
+                servers=servers,
+                leases=servers,
+                cpu_seconds=self.cpu_seconds(),
+                memory=self.resident_bytes(),
+                restarts=0,
+            )
+        ]
+
+    def cpu_seconds(self) -> float:
+        """What the process has used, in all of its threads."""
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return used.ru_utime + used.ru_stime
 
     def resident_bytes(self) -> int:
         try:

@@ -19,6 +19,16 @@ def test_a_numeric_in_binary_is_what_a_driver_reads(value: int) -> None:
     assert NumericBinaryLoader(1700).load(data) == Decimal(value)
 
 
+@given(st.integers(min_value=-(10**12), max_value=10**12), st.integers(min_value=0, max_value=9))
+def test_a_numeric_with_a_fraction_is_read_with_its_scale(value: int, places: int) -> None:
+    number = Decimal(value).scaleb(-places)
+    data = binary(NUMERIC, number)
+    assert data is not None
+    assert NumericBinaryLoader(1700).load(data) == number
+    assert int.from_bytes(data[6:8], "big") == places
+    assert text(NUMERIC, number) == f"{number:f}".encode()
+
+
 @pytest.mark.parametrize("value", [0, 1, 9_999, 10_000, 10_001, 100_000_000, 123_400_000_000, -20_000])
 def test_a_numeric_sends_no_zero_digits_at_its_end(value: int) -> None:
     data = binary(NUMERIC, value)

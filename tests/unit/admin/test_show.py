@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -54,7 +56,8 @@ PGBOUNCER = {
     "VERSION": "version:t",
 }
 TYPES = {"": INT4, "t": TEXT, "q": INT8, "N": NUMERIC, "b": BYTEA}
-OWN = {"SESSION_STATE", "STATS_HISTOGRAMS", "WAITS"}
+OWN = {"SESSION_STATE", "STATS_HISTOGRAMS", "WAITS", "WORKERS"}
+CHANGES = {"MEM", "WORKERS"}  # memory and CPU time
 
 
 @pytest.fixture
@@ -87,10 +90,11 @@ def test_every_row_fits_its_columns(full: Any, name: str) -> None:
     for row in table.rows(full.control):
         assert len(row) == len(table.columns)
         for cell, column in zip(row, table.columns, strict=True):
-            assert cell is None or isinstance(cell, str if column.type is TEXT else int), (column, cell)
+            kinds = str if column.type is TEXT else (int, Decimal) if column.type is NUMERIC else int
+            assert cell is None or isinstance(cell, kinds), (column, cell)
 
 
-@pytest.mark.parametrize("name", sorted(set(TABLES) - {"MEM"}))
+@pytest.mark.parametrize("name", sorted(set(TABLES) - CHANGES))
 def test_rows_come_in_the_same_order_each_time(full: Any, name: str) -> None:
     assert list(TABLES[name].rows(full.control)) == list(TABLES[name].rows(full.control))
 
@@ -282,6 +286,17 @@ def test_a_client_that_leaves_while_rows_are_made_does_no_harm(house: Any) -> No
     for client in clients:
         client.fail(errors.ADMIN_DISCONNECT, house.clock_now)
     assert [row[1] for row in walk] == ["u1", "u2"]
+
+
+def test_a_process_alone_is_one_worker(house: Any) -> None:
+    house.idle_server()
+    house.arriving()
+    (row,) = house.console().rows("SHOW WORKERS")
+    counts = {name: row[name] for name in ("worker", "state", "clients", "servers", "leases", "restarts")}
+    assert counts == {"worker": "1", "state": "active", "clients": "3", "servers": "1", "leases": "1", "restarts": "0"}
+    assert row["pid"] == str(os.getpid())
+    assert int(row["memory"] or 0) > 1_000_000
+    assert re.fullmatch(r"\d+\.\d\d", row["cpu_seconds"] or "")
 
 
 # --- our own -----------------------------------------------------------------------------------------------------------------
