@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pgpool_proxy.admin import console, control, grammar, messages, show, statements
+from pgpool_proxy.admin import answers, console, control, grammar, messages, show, statements
 from pgpool_proxy.admin.commands import COMMANDS
 from pgpool_proxy.admin.show import FAKE_PARAMETERS, TABLES
 from pgpool_proxy.errors import Report
@@ -62,7 +62,7 @@ def test_every_pretended_parameter_is_named() -> None:
 def test_every_error_is_listed() -> None:
     reports = {
         (report.sqlstate, report.message)
-        for module in (control, console, grammar, messages, show, statements)
+        for module in (answers, control, console, grammar, messages, show, statements)
         for report in vars(module).values()
         if isinstance(report, Report) and report.severity == "ERROR"
     }
@@ -73,6 +73,8 @@ def test_every_error_is_listed() -> None:
         "invalid command '...', use SHOW HELP;",
         "no such database: ...",
         "database ... is not paused",
+        "worker ... did not answer within ... s",
+        "worker ... ended before it answered",
         "cannot ... admin db: ...",
         "the timeout has to be a number of seconds greater than 0",
         "canceling statement due to user request",
