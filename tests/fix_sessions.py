@@ -20,7 +20,7 @@ from pgpool_proxy.errors import AuthenticationFailed, ProtocolViolation, Report
 from pgpool_proxy.pool import janitor as orders
 from pgpool_proxy.pool.cancel_keys import CancelKeys
 from pgpool_proxy.pool.janitor import Janitor, Order
-from pgpool_proxy.pool.ledger import LocalLedger
+from pgpool_proxy.pool.ledger import Ledger, LocalLedger
 from pgpool_proxy.pool.pool import TRANSACTION, Pool, PoolLimits
 from pgpool_proxy.pool.registry import Database, Registry, User
 from pgpool_proxy.session.cancel import CancelSession
@@ -559,6 +559,7 @@ class World:
         users: dict[str, dict[str, object]] | None = None,
         pools: dict[tuple[str, str], dict[str, object]] | None = None,
         extra_parameters: tuple[bytes, ...] = (),
+        ledger: Ledger | None = None,
         **limits: object,
     ) -> None:
         self.now = 1000.0
@@ -570,7 +571,7 @@ class World:
         self.limit_keys: dict[str, object] = {"pool_mode": TRANSACTION, "pool_size": 2, **limits}
         self.host = FakeHost(self)
         self.configurator = FakeConfigurator(self)
-        self.registry = Registry(LocalLedger(), FakeLauncher(self), self.configurator)
+        self.registry = Registry(ledger or LocalLedger(), FakeLauncher(self), self.configurator)
         self.registry.max_client_conn = 10_000
         self.janitor = Janitor(self.registry)
         self._random = 0

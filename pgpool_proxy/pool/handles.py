@@ -33,6 +33,8 @@ class PoolClient(Member):
         self.cancel_key: bytes = b""
         self.wait_notified: bool = False
         self.login_user: User | None = None  # counted there while logged in
+        self.is_counted: bool = False  # against max_client_conn: a connection from outside
+        self.is_over: bool = False  # there were more than max_client_conn when it came, over all workers
 
     @property
     def is_closed(self) -> bool:
@@ -44,6 +46,10 @@ class PoolClient(Member):
 
     def welcome(self, now: float) -> None:
         """Told by the pool: the parameters of its servers are known, so the login can be finished."""
+        raise NotImplementedError
+
+    def let_in(self, report: Report | None, now: float) -> None:
+        """Told by the ledger, which has said `LATER` first: whether one more client is allowed."""
         raise NotImplementedError
 
     def disconnect(self, report: Report, now: float) -> None:

@@ -161,9 +161,7 @@ class Janitor:
             if self.server_connect_timeout > 0 and now - server.connect_time >= self.server_connect_timeout:
                 orders.append(Order(CLOSE_SERVER, errors.CONNECT_TIMEOUT, server=server))
         self._end_of_tests(pool, now, orders)
-        surplus: i64 = 0
-        if limits.pool_size > 0:
-            surplus = pool.server_count - limits.pool_size - limits.reserve_pool_size
+        surplus = pool.ledger.surplus(pool)
         spare = pool.server_count - limits.min_pool_size
         for members in (pool.idle, pool.servers[SV_USED]):
             for member in members.members():

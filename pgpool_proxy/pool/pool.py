@@ -132,6 +132,7 @@ class Pool:
         self.startup: list[tuple[bytes, bytes]] = []  # then: the client's own parameters, for its server's StartupMessage
         self.dedicated: list[Pool] = []  # the pools that count in the size of this one
         self.number: i64 = 0  # tells pools of the same database and user apart
+        self.recalls: i64 = 0  # servers that the ledger has been asked for and could not give up yet
         self.handing: bool = False  # `_serve_waiting` is under way: what is released meanwhile is its next
 
     # --- counts -------------------------------------------------------------------------------------------------------
@@ -367,6 +368,8 @@ class Pool:
         self._settle(server, now)
 
     def _settle(self, server: PoolServer, now: float) -> None:
+        if self.recalls and self.ledger.offer(self, server, now):
+            return
         registry = self.database.registry
         if self.waiting.first is not None:
             if registry.starving and registry.owes(self, now):
@@ -436,7 +439,7 @@ class Pool:
         if counted:
             self.database.server_count -= 1
             self.user.server_count -= 1
-            self.ledger.give_back(self)
+            self.ledger.closed(self, server)
         self.last_used = now
         hungry = self.waiting.count > 0 or self.waiting_login.count > 0
         registry = self.database.registry
@@ -446,6 +449,12 @@ class Pool:
             registry.room_made(self, now)
         if hungry:
             self.grow(now)  # min_pool_size is the janitor's: what was evicted for another pool must not come back at once
+
+    def learn(self, parameters: dict[bytes, bytes], now: float) -> None:
+        """What its servers report is known from elsewhere, before one has logged in here."""
+        if self.server_parameters is None:
+            self.server_parameters = parameters
+            self._welcome_all(now)
 
     def forget_parameters(self) -> None:
         """What servers report is to be learned anew (RECONNECT, another server, another TLS set-up)."""
@@ -499,11 +508,8 @@ class Pool:
             self._serve_waiting(None, now)
         if self.used.count and self.waiting.count and not self.is_paused:
             self._check_used(now)
-        database = self.database
         while self.wanted_servers(now) > 0:
-            if now < self.retry_at or self.is_paused or database.is_removed:
-                return
-            if database.registry.closing is not None or database.registry.suspended:
+            if not self.may_grow(now):
                 return
             if not self.ledger.may_open(self, now):
                 return
@@ -511,6 +517,13 @@ class Pool:
                 self.ledger.give_back(self)
                 return
             self.launcher.launch(self, now)
+
+    def may_grow(self, now: float) -> bool:
+        """False: no server is opened for it now, whoever wants one."""
+        if now < self.retry_at or self.is_paused or self.database.is_removed:
+            return False
+        registry = self.database.registry
+        return registry.closing is None and not registry.suspended
 
     def _check_used(self, now: float) -> None:
         """Somebody waits: the servers that were idle for long are checked, and come back through `checked`."""

@@ -134,6 +134,7 @@ class Registry:
             user = self.user(name)
             found = Pool(database, user, self.ledger, self.launcher, PoolLimits())
             self.configurator.configure_pool(found)
+            self.ledger.configured(found)
             self.pools[key] = found
             database.pools.append(found)
             user.pools.append(found)
@@ -175,11 +176,13 @@ class Registry:
             self.configurator.configure_user(user)
         for pool in self.pools.values():
             self.configurator.configure_pool(pool)
+            self.ledger.configured(pool)
 
     # --- clients ------------------------------------------------------------------------------------------------------
     def arrive(self, client: PoolClient) -> None:
         """A connection was accepted."""
         self.login_clients.append(client)
+        client.is_counted = True
         self.client_count += 1
 
     def admit(self, client: PoolClient, database: Database, user: User) -> Report | None:
@@ -200,14 +203,17 @@ class Registry:
         client.login_user = user
         user.client_count += 1
         pool.database.client_count += 1
+        self.ledger.settled(client, pool.database, user)
         return pool.join(client, now)
 
     def adopt(self, client: PoolClient, pool: Pool, user: User, now: float) -> None:
         """A client that another process has let in, and that is idle: no limit is asked about it."""
+        client.is_counted = True
         self.client_count += 1
         client.login_user = user
         user.client_count += 1
         pool.database.client_count += 1
+        self.ledger.settled(client, pool.database, user)
         client.pool = pool
         pool.last_used = now
         pool.move_client(client, CL_ACTIVE)
@@ -216,7 +222,10 @@ class Registry:
         """A connection has ended, at whatever stage."""
         if client.state == CL_CLOSED:
             return
-        self.client_count -= 1
+        if client.is_counted:
+            client.is_counted = False
+            self.client_count -= 1
+            self.ledger.departed(client)
         pool = client.pool
         if client.state == CL_LOGIN:
             check_client_move(client.state, CL_CLOSED)

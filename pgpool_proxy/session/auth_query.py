@@ -211,8 +211,6 @@ class AuthQuery:
 
     # --- the rest of a transport ----------------------------------------------------------------------------------------
     def close(self) -> None:
-        """Told by the session, which the registry has just counted out without ever having counted it in."""
-        self.session.context.registry.client_count += 1
         self.over()
 
     def abort(self) -> None:

@@ -13,6 +13,7 @@ PROOF     PasswordMessage and its kin               given to the exchange
 DERIVE    nothing is expected                       a key is being derived, or somebody is asked, off the loop; or a secret that
                                                     was kept does not fit and is asked for anew
 REFUSED   nothing is expected                       the proof failed, and the client is told in a moment
+COUNT     nothing is expected                       clients are counted elsewhere: `let_in` says whether there is room
 POOL      nothing is expected                       waits for the pool's first server (`finish`)
 
 Bytes that come early are kept, up to a bound; they are never taken for anything else than what their turn will make of them.
@@ -29,6 +30,7 @@ from mypy_extensions import i64
 from pgpool_proxy import errors
 from pgpool_proxy.auth.exchange import Accepted, Challenge, Derive, Inquire, ScramKeys, Secret, ServerExchange, Step
 from pgpool_proxy.errors import AuthenticationFailed, Report, WrongSecret
+from pgpool_proxy.pool.ledger import LATER
 from pgpool_proxy.pool.pool import LOGICAL, NO_REPLICATION, PHYSICAL
 from pgpool_proxy.pool.registry import Database
 from pgpool_proxy.session.context import Admission
@@ -48,6 +50,7 @@ DERIVE: Final = 3
 POOL: Final = 4
 TLS: Final = 5
 REFUSED: Final = 6
+COUNT: Final = 7
 
 LONG_KEYS: Final = 2  # protocol 3.2 brought cancel keys of other sizes than 8 bytes
 YES: Final = frozenset((b"1", b"on", b"t", b"tr", b"tru", b"true", b"y", b"ye", b"yes"))
@@ -283,11 +286,25 @@ class ClientLogin:
             session.fail(self.refusal or errors.NO_SUCH_DATABASE, now)
             return
         registry = session.context.registry
-        user = registry.user(self.user)
-        report = registry.admit(session, database, user)
+        report = registry.ledger.admit(session, database, registry.user(self.user))
+        if report is LATER:
+            self.stage = COUNT
+            return
+        self._counted(database, report, now)
+
+    def let_in(self, report: Report | None, now: float) -> None:
+        """Told by the session: whether there is room for it. It may have left meanwhile."""
+        database = self.database
+        if self.stage == COUNT and database is not None and self.session.login is self:
+            self._counted(database, report, now)
+
+    def _counted(self, database: Database, report: Report | None, now: float) -> None:
+        session = self.session
         if report is not None:
             session.fail(report, now)
             return
+        registry = session.context.registry
+        user = registry.user(self.user)
         session.context.host.proved(self)
         if self.replication == NO_REPLICATION:
             pool = registry.pool(database, self.user)

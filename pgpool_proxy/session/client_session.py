@@ -166,6 +166,11 @@ class ClientSession(PoolClient):
         if self.login is not None:
             self.login.finish(now)
 
+    def let_in(self, report: Report | None, now: float) -> None:
+        """Told by the ledger: whether one more client is allowed."""
+        if self.login is not None:
+            self.login.let_in(report, now)
+
     def take_pending(self) -> bytes:
         pending = self.pending
         if pending:
