@@ -26,6 +26,7 @@ from pgpool_proxy.errors import (
 
 MAX_PASSWORD: Final = 65530  # PgBouncer's MAX_PASSWORD: tokens of cloud providers are some kilobytes long
 CLEARTEXT: Final = Challenge(AUTH_REQ_PASSWORD, b"")
+AT_ONCE: Final = Accepted()
 
 
 def parse_password(payload: bytes, max_password: int = MAX_PASSWORD) -> bytes:
@@ -50,7 +51,7 @@ class OpenExchange(ServerExchange):
     def start(self) -> Step:
         if self._report is not None:
             raise AuthenticationFailed(self._report)
-        return Accepted()
+        return AT_ONCE
 
     def receive(self, payload: bytes) -> Step:
         raise AuthenticationFailed(PASSWORD_FAILED, "a password that nobody asked for")

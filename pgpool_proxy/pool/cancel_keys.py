@@ -19,6 +19,8 @@ KEY_SIZE: Final = 8
 LONG_KEY_SIZE: Final = 36  # for clients that speak protocol 3.2: PostgreSQL 18's secret has 32 bytes
 FIRST_TTL: Final = 3
 STOCK: Final = 128
+NOBODYS: Final = bytes(KEY_SIZE)
+ONE_BYTE: Final = [bytes((byte,)) for byte in range(128)]
 
 
 def peer_of(key: bytes) -> int:
@@ -45,6 +47,13 @@ class CancelKeys:
 
     def issue(self, client: PoolClient, long: bool = False) -> bytes:
         """A fresh key for `client`, which stays valid until `revoke`; `long`: of protocol 3.2."""
+        if not long and self.peer_id == 0:
+            short = self._draw_short()
+            while short in self._clients or short == NOBODYS:
+                short = self._draw_short()
+            client.cancel_key = short
+            self._clients[short] = client
+            return short
         while True:
             key = bytearray(self._draw())
             while long and len(key) < LONG_KEY_SIZE:
@@ -72,6 +81,11 @@ class CancelKeys:
         drawn = self._stock[self._drawn : self._drawn + KEY_SIZE]
         self._drawn += KEY_SIZE
         return drawn
+
+    def _draw_short(self) -> bytes:
+        key = self._draw()
+        first: i64 = key[0]
+        return key if first < 128 else ONE_BYTE[first & 0x7F] + key[1:]
 
     def revoke(self, client: PoolClient) -> None:
         if client.cancel_key:

@@ -16,6 +16,7 @@ from pgpool_proxy.errors import AuthenticationFailed, Report
 from pgpool_proxy.log_lines import ConnectionLogger
 from pgpool_proxy.pool.pool import FIRST_RETRY_S, REPLICATION_WORDS
 from pgpool_proxy.pool.states import CL_WAITING
+from pgpool_proxy.process.counters import Counters
 from pgpool_proxy.process.keys import KeyDerivation
 from pgpool_proxy.process.logins import ADMIN_DATABASE, NONCE_SIZE, Logins
 from pgpool_proxy.process.watch import shown
@@ -42,7 +43,10 @@ class WorkerHost:
         self._keys = KeyDerivation()
         self._scram_keys: dict[str, ScramKeys] = {}  # of users that logged in with SCRAM: to log in to servers as them
         self._require: frozenset[str] = frozenset()
-        self._counters = worker.observation.counters
+        self._counters: Counters = worker.observation.counters
+        self._logs_connections = True
+        self._logs_disconnections = True
+        self._logs_errors = True
 
     def close(self) -> None:
         self._keys.close()
@@ -51,7 +55,10 @@ class WorkerHost:
     def configure(self, config: Config) -> None:
         """Put a configuration into force."""
         settings = config.settings
-        self.logins.failed.configure(settings.auth_failure_delay, settings.auth_failure_ban)
+        self.logins.configure(config)
+        self._logs_connections = settings.log_connections
+        self._logs_disconnections = settings.log_disconnections
+        self._logs_errors = settings.log_pooler_errors
         self._require = parse_require_auth(settings.server_require_auth)
 
     def forget_keys(self) -> None:
@@ -76,7 +83,7 @@ class WorkerHost:
         session = login.session
         if session.tls:
             self._counters.handshake("client")
-        if self._worker.config.settings.log_connections:
+        if self._logs_connections:
             replication = REPLICATION_WORDS[int(login.replication)]
             self.logger(session).info(
                 f"login attempt: db={login.database_name} user={login.user} tls={session.tls or 'no'} replication={replication}"
@@ -165,7 +172,7 @@ class WorkerHost:
         if isinstance(session.transport, AuthQuery):
             return
         self._counters.ended("client", report)
-        if self._worker.config.settings.log_disconnections:
+        if self._logs_disconnections:
             age = int(now - session.connect_time)
             detail = f": {report.detail}" if report.detail else ""
             text = f"closing because: {report.message}{detail} (age={age}s)"
@@ -176,7 +183,7 @@ class WorkerHost:
 
     def notify(self, session: ClientSession, report: Report) -> None:
         self._counters.error(report)
-        if self._worker.config.settings.log_pooler_errors:
+        if self._logs_errors:
             detail = f" ({report.detail})" if report.detail else ""
             self.logger(session).warning(f"pooler error: {report.message}{detail}", sqlstate=report.sqlstate)
 
@@ -196,7 +203,7 @@ class WorkerHost:
     def server_opened(self, session: ServerSession, now: float) -> None:
         if session.tls:
             self._counters.handshake("server")
-        if self._worker.config.settings.log_connections:
+        if self._logs_connections:
             local = f"{session.local_address}:{session.local_port}"
             self._server_logger(session).info(f"new connection to server (from {local})")
             if session.tls:
@@ -209,7 +216,7 @@ class WorkerHost:
         detail = f": {report.detail}" if report.detail else ""
         if session.failed_login:
             self._server_logger(session).warning(f"server login failed: {report.severity} {report.message}{detail}")
-        if worker.config.settings.log_disconnections:
+        if self._logs_disconnections:
             age = int(now - session.connect_time)
             self._server_logger(session).info(
                 f"closing because: {report.message}{detail} (age={age}s)", reason=report.message, age=age

@@ -23,7 +23,7 @@ from pgpool_proxy.auth.hba import HbaRule
 from pgpool_proxy.auth.plain import OpenExchange, OutsideExchange
 from pgpool_proxy.errors import AuthenticationFailed, ConfigError, Report
 from pgpool_proxy.pool.pool import NO_REPLICATION
-from pgpool_proxy.pool.registry import Database
+from pgpool_proxy.pool.registry import Database, Registry
 from pgpool_proxy.process.auth_query import Lookups
 from pgpool_proxy.process.failed_logins import FAILURES, FailedLogins
 from pgpool_proxy.process.outside import Outside, Question
@@ -31,6 +31,7 @@ from pgpool_proxy.process.rules import Rules
 from pgpool_proxy.session.client_login import ClientLogin
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.context import Admission
+from pgpool_proxy.settings.config import Config
 
 if TYPE_CHECKING:
     from pgpool_proxy.process.worker import Worker
@@ -70,6 +71,12 @@ class Logins:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
+        self._registry: Registry = worker.registry
+        self._auth_type: str = "md5"
+        self._needs_tls: bool = False
+        self._has_auth_user: bool = False
+        self._may_look_up: bool = False  # some database, or all, have an auth_user
+        self._scram_iterations: int = 4096
         self._process_secret = os.urandom(32)
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="accounts")
         self.rules = Rules(worker.tasks)
@@ -77,6 +84,17 @@ class Logins:
         self.failed = FailedLogins()
         self.outside = Outside()
         self._typed: dict[str, Secret] = {}
+
+    def configure(self, config: Config) -> None:
+        """Put a configuration into force: what each login wants to know is at hand."""
+        settings = config.settings
+        self.failed.configure(settings.auth_failure_delay, settings.auth_failure_ban)
+        self._auth_type = settings.auth_type
+        self._needs_tls = settings.client_tls_sslmode in TLS_MODES
+        self._has_auth_user = bool(settings.auth_user)
+        entries = [*config.databases.values(), *([config.autodb] if config.autodb is not None else [])]
+        self._may_look_up = self._has_auth_user or any(entry.auth_user for entry in entries)
+        self._scram_iterations = settings.scram_iterations
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -105,21 +123,21 @@ class Logins:
     def start(self, login: ClientLogin, now: float) -> None:
         """A StartupMessage is complete."""
         worker = self._worker
+        registry = self._registry
         session = login.session
-        settings = worker.config.settings
         is_admin = login.database_name == ADMIN_DATABASE
         report: Report | None = None
-        database = worker.registry.database(login.database_name)
+        database = registry.database(login.database_name)
         if worker.closing is not None and not (is_admin and session.is_unix):
             report = worker.closing
-        elif settings.client_tls_sslmode in TLS_MODES and not session.tls and not session.is_unix:
+        elif self._needs_tls and not session.tls and not session.is_unix:
             report = errors.SSL_REQUIRED
         elif not session.is_unix and self.failed.is_banned(session.address, now):
             report = errors.TOO_MANY_FAILURES
         elif is_admin and login.replication != NO_REPLICATION:
             report = errors.UNSUPPORTED_PARAMETER.saying("unsupported startup parameter: replication")
         elif database is not None:
-            report = worker.registry.admit(session, database, worker.registry.user(login.user))
+            report = registry.admit(session, database, registry.user(login.user))
         if report is not None:
             session.fail(report, now)
             return
@@ -128,7 +146,7 @@ class Logins:
             refusal = errors.NO_SUCH_DATABASE.saying(f"no such database: {login.database_name}")
         elif database.disabled:
             refusal = errors.DATABASE_DISABLED.saying(f'database "{database.name}" is disabled')
-        method = Method(settings.auth_type, database, refusal)
+        method = Method(self._auth_type, database, refusal)
         if is_admin:
             login.is_admin = login.user in worker.admin_users
             if session.is_unix and login.user == ADMIN_DATABASE and session.peer_uid == os.getuid():
@@ -163,7 +181,7 @@ class Logins:
         if method.name in NEEDS_NO_SECRET or (known is not None and not known.is_empty):
             self._prove(login, method, known, now)
             return
-        question = self.lookups.question(login.database_name, login.user)
+        question = self.lookups.question(login.database_name, login.user) if self._may_look_up else None
         if question is None or (known is not None and method.name in {"trust", "cert", "peer"}):
             self._prove(login, method, known, now)
             return
@@ -233,7 +251,9 @@ class Logins:
         name = method.name
         if name == "any" and method.database is not None and method.database.forced_user is None:
             method.refusal = errors.BOUNCER_CONFIG  # the user's name means nothing, so there is nobody to log in to servers as
-        usual = self.lookups.usual_secret if worker.config.settings.auth_user else worker.usual_secret
+        usual = ""
+        if secret is None or secret.is_empty:
+            usual = self.lookups.usual_secret if self._has_auth_user else worker.usual_secret
         try:
             exchange = server_exchange(
                 name,
@@ -243,7 +263,7 @@ class Logins:
                 salt=lambda: os.urandom(MD5_SALT_SIZE),
                 nonce=lambda: os.urandom(NONCE_SIZE),
                 process_secret=self._process_secret,
-                scram_iterations=worker.config.settings.scram_iterations,
+                scram_iterations=self._scram_iterations,
                 channel_binding=login.channel_binding,
                 mock_kind=usual,
             )

@@ -13,9 +13,8 @@ from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Final
 
-from pgpool_proxy import errors, log
+from pgpool_proxy import log
 from pgpool_proxy.admin.connections import count_of
-from pgpool_proxy.errors import Report
 from pgpool_proxy.metrics.http import HttpServer
 from pgpool_proxy.metrics.snapshot import DatabaseSnapshot, PoolSnapshot, Readiness, Snapshot
 from pgpool_proxy.pool import stats
@@ -37,6 +36,7 @@ from pgpool_proxy.pool.states import (
     SV_USED,
 )
 from pgpool_proxy.process.about import build, package_version
+from pgpool_proxy.process.counters import Counters
 from pgpool_proxy.settings import config as configuration
 
 if TYPE_CHECKING:
@@ -47,32 +47,6 @@ RETRY_S: Final = 5.0  # until the port of the metrics is tried again
 PROBE_S: Final = 2.0  # for a server to answer a probe
 SSL_REQUEST: Final = struct.pack("!ii", 8, 80877103)
 SERVER_STATE_ORDER: Final = (SV_ACTIVE, SV_ACTIVE_CANCEL, SV_BEING_CANCELED, SV_IDLE, SV_USED, SV_TESTED, SV_LOGIN)
-KNOWN_REASONS: Final = frozenset(
-    value.message for value in vars(errors).values() if isinstance(value, Report)
-)
-
-
-class Counters:
-    """What is counted for the process as a whole. Reasons are texts of errors.py, or SQLSTATEs where a text says more than
-    that: what peers say in their own words never becomes a label."""
-
-    def __init__(self) -> None:
-        self.errors: dict[str, int] = {}
-        self.disconnects: dict[tuple[str, str], int] = {}
-        self.tls_handshakes: dict[str, int] = {}
-        self.cancels = 0
-        self.loop_lag = stats.Histogram()
-
-    def error(self, report: Report) -> None:
-        name = report.sqlstate[:2]
-        self.errors[name] = self.errors.get(name, 0) + 1
-
-    def ended(self, side: str, report: Report) -> None:
-        key = side, report.message if report.message in KNOWN_REASONS else report.sqlstate
-        self.disconnects[key] = self.disconnects.get(key, 0) + 1
-
-    def handshake(self, side: str) -> None:
-        self.tls_handshakes[side] = self.tls_handshakes.get(side, 0) + 1
 
 
 class Observation:

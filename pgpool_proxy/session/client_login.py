@@ -34,7 +34,7 @@ from pgpool_proxy.pool.ledger import LATER
 from pgpool_proxy.pool.pool import LOGICAL, NO_REPLICATION, PHYSICAL
 from pgpool_proxy.pool.registry import Database
 from pgpool_proxy.session.context import Admission
-from pgpool_proxy.session.login_parameters import LoginParameters
+from pgpool_proxy.session.login_parameters import LoginAnswer, LoginParameters, Startup
 from pgpool_proxy.session.parameters import Parameters
 from pgpool_proxy.wire import backend, startup
 from pgpool_proxy.wire.codes import AUTH_SASL_FINAL, HEADER_SIZE, PASSWORD, PROTOCOL_3_0
@@ -58,6 +58,7 @@ NO: Final = frozenset((b"", b"0", b"of", b"off", b"f", b"fa", b"fal", b"fals", b
 MAX_USERNAME: Final = 127  # PgBouncer's MAX_USERNAME without the terminator
 MAX_EARLY: Final = 65536  # bytes that may come before their turn
 MAX_PASSWORD_MESSAGE: Final = 65536 + HEADER_SIZE  # PgBouncer allows passwords of 65,530 bytes
+NOTHING_ASKED: Final = LoginParameters()  # before there is a StartupMessage
 
 
 def replication_kind(value: bytes) -> i64:
@@ -86,8 +87,8 @@ class ClientLogin:
         self.user: str = ""
         self.database_name: str = ""
         self.replication: i64 = NO_REPLICATION
-        self.given: list[tuple[bytes, bytes]] = []  # of a replication client: what its server is told in its StartupMessage
-        self.parameters: LoginParameters = LoginParameters()
+        self.given: list[tuple[bytes, bytes]] | None = None  # of a replication client: what its server is told at startup
+        self.parameters: LoginParameters = NOTHING_ASKED
         self.has_asked: bool = False  # a server has told how it spells them
         self.reader: MessageReader | None = None
         self.exchange: ServerExchange | None = None
@@ -99,7 +100,7 @@ class ClientLogin:
         self.certificate_names: list[str] = []  # of the client's certificate: its common name first
         self.outside: object = None  # what the host has noted about whom an `Inquire` step is for
         self.kept: object = None  # what the host has noted about a secret that it did not ask for just now
-        self._answer: list[bytes] = []
+        self._final: bytes = b""  # the exchange's last word, which goes out with AuthenticationOk
 
     # --- bytes ----------------------------------------------------------------------------------------------------------
     def received(self, data: bytes, now: float) -> None:
@@ -126,6 +127,12 @@ class ClientLogin:
         if size == 0 or len(data) < size:
             self.early = data
             return
+        if len(data) == size:
+            known = session.context.startups.find(data, session.context)
+            if known is not None:
+                self.early = b""
+                self._start(known, now)
+                return
         rest = data[size:]
         self.early = b""
         packet = startup.parse(data[:size])
@@ -136,7 +143,7 @@ class ClientLogin:
             session.context.host.cancel(session, packet.key, now)
         else:
             self.early = rest
-            self._startup(packet, now)
+            self._startup(packet, data[:size], now)
 
     def _encryption(self, is_ssl: bool, rest: bytes, now: float) -> None:
         if rest:  # bytes that were sent in clear before the answer are never taken for encrypted ones (CVE-2021-3935)
@@ -161,9 +168,10 @@ class ClientLogin:
         self.certificate_names = certificate_names
 
     # --- startup --------------------------------------------------------------------------------------------------------
-    def _startup(self, packet: startup.FirstPacket, now: float) -> None:
+    def _startup(self, packet: startup.FirstPacket, data: bytes, now: float) -> None:
         session = self.session
-        newest = session.context.newest_minor
+        context = session.context
+        newest = context.newest_minor
         self.minor = packet.minor
         if self.minor > newest or packet.options:
             self.minor = min(self.minor, newest)
@@ -178,6 +186,7 @@ class ClientLogin:
         self.replication = replication_kind(packet.parameters.get("replication", b""))
         session.user_name = self.user
         session.database_name = self.database_name
+        self.parameters = LoginParameters()
         if self.replication != NO_REPLICATION:
             self.given = [
                 (name.encode("utf-8", "surrogateescape"), value)
@@ -185,9 +194,21 @@ class ClientLogin:
                 if name not in ("user", "database", "replication")
             ]
         else:
-            self.parameters.collect(session.context, packet.parameters)
-        if session.context.application_name_add_host and self.replication == NO_REPLICATION:
-            self.parameters.add_host(f"[{session.address}]" if ":" in session.address else session.address, session.port)
+            self.parameters.collect(context, packet.parameters)
+            if context.application_name_add_host:
+                self.parameters.add_host(f"[{session.address}]" if ":" in session.address else session.address, session.port)
+            elif packet.minor == self.minor and not packet.options:
+                context.startups.keep(data, Startup(context, self.minor, self.user, self.database_name, self.parameters))
+        self.stage = HOST
+        context.host.start_login(self, now)
+
+    def _start(self, known: Startup, now: float) -> None:
+        """A StartupMessage that somebody else has sent before."""
+        session = self.session
+        self.minor = known.minor
+        self.user = session.user_name = known.user
+        self.database_name = session.database_name = known.database_name
+        self.parameters = known.parameters
         self.stage = HOST
         session.context.host.start_login(self, now)
 
@@ -197,7 +218,6 @@ class ClientLogin:
         self.exchange = admission.exchange
         self.database = admission.database
         self.refusal = admission.refusal
-        self.reader = MessageReader(MAX_PASSWORD_MESSAGE)
         self._step(admission.exchange.start, now)
 
     def _step(self, next_step: Callable[[], Step], now: float) -> None:
@@ -223,6 +243,8 @@ class ClientLogin:
     def _do(self, step: Step, now: float) -> None:
         if isinstance(step, Challenge):
             self.stage = PROOF
+            if self.reader is None:
+                self.reader = MessageReader(MAX_PASSWORD_MESSAGE)
             self.session.write(backend.authentication(step.code, step.payload))
             if self.early:
                 early = self.early
@@ -236,7 +258,7 @@ class ClientLogin:
             self.session.context.host.inquire(self, step.password, self.answered)
         elif isinstance(step, Accepted):
             if step.final is not None:
-                self._answer.append(backend.authentication(AUTH_SASL_FINAL, step.final))
+                self._final = backend.authentication(AUTH_SASL_FINAL, step.final)
             self.keys = step.keys
             self._proved(now)
         else:
@@ -309,7 +331,7 @@ class ClientLogin:
         if self.replication == NO_REPLICATION:
             pool = registry.pool(database, self.user)
         else:
-            pool = registry.dedicated_pool(database, self.user, self.replication, self.given)
+            pool = registry.dedicated_pool(database, self.user, self.replication, self.given or [])
         self.stage = POOL
         failure = pool.failure(now)
         if failure is not None:
@@ -326,15 +348,22 @@ class ClientLogin:
             raise errors.IllegalTransition("client login: welcome before the server's parameters are known")
         context = session.context
         welcome = context.welcome_of(pool, pool.server_parameters)
-        session.parameters = welcome.spellings.parameters_of(self.parameters)
-        if not self.has_asked and welcome.spellings.must_ask(self.parameters) and not pool.database.is_admin:
-            self.has_asked = True
-            pool.request(session, now)  # `spelled` goes on
-            return
-        answer = self._answer
+        spellings = welcome.spellings
+        told = self.parameters.answer
+        if told is None or not told.is_of(spellings):
+            session.parameters = spellings.parameters_of(self.parameters)
+            is_open = spellings.must_ask(self.parameters) and not pool.database.is_admin
+            if is_open and not self.has_asked:
+                self.has_asked = True
+                pool.request(session, now)  # `spelled` goes on
+                return
+            told = LoginAnswer(spellings, session.parameters, welcome.statuses_of(session.parameters))
+            if not is_open:
+                self.parameters.answer = told
+        session.parameters = session.at_connect = told.parameters
+        answer = [self._final] if self._final else []
         answer.append(backend.AUTHENTICATION_OK)
-        session.at_connect = session.parameters
-        answer.append(welcome.statuses_of(session.parameters))
+        answer.append(told.statuses)
         answer.append(backend.backend_key_data(context.cancel_keys.issue(session, self.minor >= LONG_KEYS)))
         if context.login_notify_message and not pool.database.is_admin:
             answer.append(backend.notice_response(Report(context.login_notify_message, "00000", "NOTICE")))

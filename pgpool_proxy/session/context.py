@@ -15,7 +15,7 @@ from pgpool_proxy.errors import AuthenticationFailed, Report
 from pgpool_proxy.pool.cancel_keys import CancelKeys
 from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.pool.registry import Database, Registry
-from pgpool_proxy.session.login_parameters import Spellings
+from pgpool_proxy.session.login_parameters import Spellings, Startups
 from pgpool_proxy.session.parameters import Parameters, TrackedParameters
 from pgpool_proxy.session.prepared_statements import Statements
 from pgpool_proxy.wire import backend
@@ -163,6 +163,7 @@ class Context:
         self.cancel_keys: CancelKeys = cancel_keys
         self.tracked: TrackedParameters = tracked
         self.statements: Statements = Statements()
+        self.startups: Startups = Startups()
         self.max_packet_size: i64 = MAX_PACKET_SIZE
         self.disable_pqexec: bool = False
         self.ignored_parameters: frozenset[str] = frozenset()

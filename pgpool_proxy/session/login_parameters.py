@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from mypy_extensions import i64
+
 from pgpool_proxy import errors
 from pgpool_proxy.session.parameters import Parameters, TrackedParameters, parse_options
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 NOT_PARAMETERS: Final = ("user", "database", "options", "replication")
 MAX_SPELLINGS: Final = 1000  # values whose spelling is kept for one pool
 MAX_EXTRAS: Final = 64  # untracked parameters of one client
+MAX_STARTUPS: Final = 1000  # StartupMessages that need not be read again
+MAX_KEPT: Final = 512  # bytes of one of them: a driver's own are below 200
 PLAIN_NAME: Final = re.compile(rb"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)?").fullmatch
 
 
@@ -28,6 +32,7 @@ class LoginParameters:
     def __init__(self) -> None:
         self.own: dict[bytes, bytes] = {}
         self.extras: tuple[tuple[bytes, bytes], ...] = ()
+        self.answer: LoginAnswer | None = None  # what was said to the last client that asked for this
 
     @property
     def is_empty(self) -> bool:
@@ -77,6 +82,61 @@ class LoginParameters:
         raise errors.ProtocolViolation(errors.UNSUPPORTED_PARAMETER.saying(f"unsupported {what}: {shown}"))
 
 
+class LoginAnswer:
+    """What a login is told of its parameters: good as long as the servers' spellings are the same."""
+
+    def __init__(self, spellings: Spellings, parameters: Parameters, statuses: bytes) -> None:
+        self._spellings: Spellings = spellings
+        self._version: i64 = spellings.version
+        self.parameters: Parameters = parameters
+        self.statuses: bytes = statuses
+
+    def is_of(self, spellings: Spellings) -> bool:
+        return self._spellings is spellings and self._version == spellings.version
+
+
+class Startup:
+    """A StartupMessage of a usual client, as it was read: shared by all that send the same, so nothing in it changes."""
+
+    def __init__(self, context: Context, minor: i64, user: str, database_name: str, parameters: LoginParameters) -> None:
+        self.minor: i64 = minor
+        self.user: str = user
+        self.database_name: str = database_name
+        self.parameters: LoginParameters = parameters
+        self._ignored: frozenset[str] = context.ignored_parameters
+        self._keeps_all: bool = context.track_startup_parameters
+
+    def is_read_as(self, context: Context) -> bool:
+        """Would it be read the same today?"""
+        return (
+            self._ignored is context.ignored_parameters
+            and self._keeps_all == context.track_startup_parameters
+            and self.minor <= context.newest_minor
+            and not context.application_name_add_host
+        )
+
+
+class Startups:
+    """The StartupMessages that clients have sent lately, by their bytes: an application sends the same ones over and over."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Startup] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def find(self, packet: bytes, context: Context) -> Startup | None:
+        found = self._known.get(packet)
+        return found if found is not None and found.is_read_as(context) else None
+
+    def keep(self, packet: bytes, startup: Startup) -> None:
+        if len(packet) > MAX_KEPT:
+            return
+        if len(self._known) >= MAX_STARTUPS:
+            self._known.clear()
+        self._known[packet] = startup
+
+
 class Spellings:
     """How the servers of one pool spell the values that clients have asked for."""
 
@@ -84,6 +144,7 @@ class Spellings:
         self._tracked: TrackedParameters = tracked
         self._base: Parameters = base
         self._known: dict[tuple[bytes, bytes], bytes] = {}
+        self.version: i64 = 0  # grows with what is learned
 
     def parameters_of(self, asked: LoginParameters) -> Parameters:
         """The client's values, as far as they are known in the servers' spelling."""
@@ -109,6 +170,7 @@ class Spellings:
 
     def learn(self, asked: LoginParameters, answered: Parameters) -> None:
         """A server has taken all of `asked`, and reports `answered`."""
+        self.version += 1
         if len(self._known) > MAX_SPELLINGS:
             self._known.clear()
         for name, value in asked.own.items():

@@ -34,6 +34,7 @@ NO_DATA_MESSAGE: Final = b"n\x00\x00\x00\x04"
 BIND_COMPLETE_MESSAGE: Final = b"2\x00\x00\x00\x04"
 READY_IDLE: Final = b"Z\x00\x00\x00\x05I"
 AUTHENTICATION_OK: Final = b"R\x00\x00\x00\x08\x00\x00\x00\x00"
+SHORT_KEY_HEAD: Final = b"K\x00\x00\x00\x0c"  # of BackendKeyData before protocol 3.2
 
 
 def message(kind: int, body: bytes) -> bytes:
@@ -52,7 +53,7 @@ def parameter_status(name: bytes, value: bytes) -> bytes:
 
 def backend_key_data(key: bytes) -> bytes:
     """BackendKeyData; `key` is process id (4 bytes) and secret (4 bytes, up to 256 in protocol 3.2)."""
-    return message(BACKEND_KEY_DATA, key)
+    return SHORT_KEY_HEAD + key if len(key) == 8 else message(BACKEND_KEY_DATA, key)
 
 
 def ready_for_query(status: int) -> bytes:
