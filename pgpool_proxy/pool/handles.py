@@ -75,6 +75,7 @@ class PoolServer(Member):
         self.cancels: i64 = 0  # CancelRequests under way to this server
         self.tested_since: float = 0.0  # when the janitor first saw it in state tested; 0: it is not
         self.cancel_key: bytes = b""  # the BackendKeyData that the server gave
+        self.is_unclean: bool = False  # released, but what is to clean it waits for the end of `cancels`
 
     @property
     def is_closed(self) -> bool:
@@ -82,6 +83,10 @@ class PoolServer(Member):
 
     def check(self, query: bytes, now: float) -> None:
         """Told by the pool: run server_check_query, then come back through `Pool.checked`."""
+        raise NotImplementedError
+
+    def clean(self, now: float) -> None:
+        """Told by the pool: the cancels have ended; clean yourself now, then come back through `Pool.checked`."""
         raise NotImplementedError
 
     def overdue(self, now: float) -> Report | None:

@@ -90,7 +90,7 @@ class LocalLedger:
 
     def surplus(self, pool: Pool) -> i64:
         allowed = pool.limits
-        return pool.server_count - allowed.pool_size - allowed.reserve_pool_size if allowed.pool_size > 0 else 0
+        return pool.taken - allowed.pool_size - allowed.reserve_pool_size if allowed.pool_size > 0 else 0
 
     def configured(self, pool: Pool) -> None:
         return None

@@ -424,7 +424,10 @@ class Pool:
         """A CancelRequest for `server` has ended; the last one sets it free."""
         server.cancels -= 1
         if server.cancels == 0 and server.state == SV_BEING_CANCELED:
-            self._free(server, now)
+            if server.is_unclean:
+                server.clean(now)
+            else:
+                self._free(server, now)
 
     def server_gone(self, server: PoolServer, now: float) -> None:
         """The server is closed, whatever it was doing; its link has been ended by its owner."""

@@ -14,7 +14,7 @@ from pgpool_proxy import errors
 from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.handles import PoolServer
 from pgpool_proxy.pool.pool import Pool
-from pgpool_proxy.pool.states import SV_ACTIVE, SV_CLOSED, SV_LOGIN, SV_TESTED
+from pgpool_proxy.pool.states import SV_ACTIVE, SV_BEING_CANCELED, SV_CLOSED, SV_LOGIN, SV_TESTED
 from pgpool_proxy.session.answers import EMPTIES_STATEMENTS, RESETS
 from pgpool_proxy.session.context import Context
 from pgpool_proxy.session.link import LINKED, RECOVERING, Link
@@ -109,14 +109,27 @@ class ServerSession(PoolServer):
 
     # --- between two clients --------------------------------------------------------------------------------------------
     def reset(self, queries: list[bytes], now: float) -> None:
-        """Run these one after the other, server_reset_query mostly; then the server goes back to its pool."""
-        self._failure = errors.RESET_FAILED
-        self._resets = queries[1:]
-        self._connecting_again = False
+        """Run these one after the other, server_reset_query mostly; then the server goes back to its pool.
+
+        A CancelRequest that is still under way must not meet them: then they wait for its end.
+        """
+        self._resets = queries
         if self.client is not None:
             self.client.server = None
             self.client = None
-        self._test(queries[0])
+        if self.cancels:
+            self.is_unclean = True
+            self.request_time = now
+            self.pool.move_server(self, SV_BEING_CANCELED)
+        else:
+            self.clean(now)
+
+    def clean(self, now: float) -> None:
+        """See `reset`; told by the pool when it had to wait."""
+        self.is_unclean = False
+        self._failure = errors.RESET_FAILED
+        self._connecting_again = False
+        self._test(self._resets.pop(0))
 
     def check(self, query: bytes, now: float) -> None:
         """Told by the pool: run server_check_query."""

@@ -7,7 +7,7 @@ from fix_sessions import Client, Server, World, error_code, kinds, messages
 
 from pgpool_proxy import errors
 from pgpool_proxy.pool import janitor as orders
-from pgpool_proxy.pool.pool import SESSION
+from pgpool_proxy.pool.pool import RESET, SESSION
 from pgpool_proxy.pool.states import SV_BEING_CANCELED, SV_IDLE, SV_TESTED, SV_USED
 from pgpool_proxy.wire import frontend
 
@@ -132,6 +132,20 @@ def test_a_pool_that_has_become_too_large_loses_what_is_idle() -> None:
     assert {server.reason for server in world.servers if server.is_closed} == {errors.TOO_MANY_SERVERS}
 
 
+def test_servers_of_replication_clients_count_among_those_that_are_too_many() -> None:
+    world = World(pool_size=4)
+    idle_servers(world, 4)
+    replica = world.connect(replication="database")
+    world.settle()
+    assert kinds(replica.take()).endswith("Z")
+    pool = world.pool()
+    assert (pool.idle.count, pool.taken) == (3, 4)
+    pool.limits.pool_size = 2
+    assert actions(world, 0.1) == [orders.CLOSE_SERVER] * 2
+    assert (pool.idle.count, pool.taken) == (1, 2)
+    assert not replica.is_closed
+
+
 @pytest.mark.parametrize("lifetime", [0.0, 3600.0])
 def test_a_pause_closes_what_is_idle(lifetime: float) -> None:
     world = World(server_lifetime=lifetime, min_pool_size=1)
@@ -216,6 +230,46 @@ def test_a_cancel_that_never_ends_costs_the_server_in_the_end() -> None:
     assert world.servers[0].reason is errors.CANCEL_WAIT_TIMEOUT
     world.settle()
     assert kinds(client.take()) == ANSWER
+
+
+@pytest.mark.parametrize("mode", ["session", "always", "session_state"])
+def test_a_server_is_not_cleaned_while_a_cancel_for_its_last_query_may_still_come(mode: str) -> None:
+    limits: dict[str, object] = {
+        "session": {"pool_mode": SESSION},
+        "always": {"server_reset_query_always": True},
+        "session_state": {"session_state": RESET},
+    }[mode]
+    world = World(pool_size=1, **limits)
+    client, waiting = world.client(), world.client()
+    server = world.servers[0]
+    client.send(frontend.query(b"listen a"))
+    cancel, transport = world.cancel(server.session)
+    cancel.connected(transport, world.now)
+    server.answer()
+    client.take()
+    client.vanish()
+    waiting.send(QUERY)
+    assert server.session.state == SV_BEING_CANCELED
+    assert server.take() == b"", "nothing of ours for the cancel to meet"
+    cancel.connection_lost(world.now)
+    assert server.session.state == SV_TESTED
+    world.settle()
+    assert kinds(waiting.take()) == ANSWER
+    assert world.servers == [server]
+
+
+def test_a_cancel_that_never_ends_costs_a_server_that_is_to_be_cleaned_too() -> None:
+    world = World(pool_mode=SESSION, pool_size=1)
+    client = world.client()
+    client.send(QUERY)
+    cancel, transport = world.cancel(world.servers[0].session)
+    cancel.connected(transport, world.now)
+    world.settle()
+    world.now += 600.0
+    client.vanish()
+    assert actions(world, 9.0) == []
+    assert actions(world, 2.0) == [orders.CLOSE_SERVER]
+    assert world.servers[0].reason is errors.CANCEL_WAIT_TIMEOUT
 
 
 # --- pools --------------------------------------------------------------------------------------------------------------
