@@ -90,6 +90,12 @@ def count_of(members: str, pool: Pool, state: int) -> int:
     return sum(int(getattr(each, members)[state].count) for each in (pool, *pool.dedicated))
 
 
+def pinned_servers(pool: Pool) -> int:
+    """How many servers of a pool are kept with their clients by what these have left behind."""
+    links = [server.link for server in pool.active.members() if isinstance(server, ServerSession)]
+    return sum(1 for link in links if link.client is not None and pinned(link))
+
+
 def seconds_and_micros(seconds: float) -> tuple[int, int]:
     micros = int(seconds * 1_000_000)
     return micros // 1_000_000, micros % 1_000_000

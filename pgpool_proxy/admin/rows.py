@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final, TypeAlias
 
-from pgpool_proxy.admin.connections import count_of, main_pools, seconds_and_micros
+from pgpool_proxy.admin.connections import count_of, main_pools, pinned_servers, seconds_and_micros
 from pgpool_proxy.admin.control import ACTIVE, PAUSED, SUSPENDED, Cell, Row, Source
 from pgpool_proxy.pool.limits import longest_wait
 from pgpool_proxy.pool.pool import POOL_MODES, SESSION_STATES
@@ -31,8 +31,6 @@ from pgpool_proxy.pool.states import (
     SV_USED,
 )
 from pgpool_proxy.pool.stats import FIELDS, averages, merge
-from pgpool_proxy.session.server_session import ServerSession
-from pgpool_proxy.session.session_state import pinned
 from pgpool_proxy.settings import resolve
 from pgpool_proxy.settings.config import Config
 from pgpool_proxy.settings.entries import DatabaseEntry
@@ -183,12 +181,11 @@ def session_state(source: Source) -> Iterator[Row]:
     """What transactions have left behind, by pool and kind; nothing is counted where session_state is ignore."""
     for pool in main_pools(source):
         if not pool.database.is_admin:
-            held = [server.link for server in pool.active.members() if isinstance(server, ServerSession)]
             yield (
                 pool.database.name,
                 pool.user.name,
                 SESSION_STATES[int(pool.limits.session_state)],
-                sum(1 for link in held if link.client is not None and pinned(link)),
+                pinned_servers(pool),
                 *pool.stats.states_seen,
             )
 

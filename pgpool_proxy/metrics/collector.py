@@ -10,7 +10,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import reduce
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -18,8 +17,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from pgpool_proxy.metrics.snapshot import CLIENT_STATES, SERVER_STATES, Counts, PoolSnapshot, Snapshot
-from pgpool_proxy.pool.stats import BOUNDS, FIELDS
+from pgpool_proxy.metrics.merge import added
+from pgpool_proxy.metrics.snapshot import CLIENT_STATES, SERVER_STATES, Counts, PoolSnapshot, Snapshot, WorkerSnapshot
+from pgpool_proxy.pool.stats import BOUNDS, FIELDS, STATE_KINDS
 
 PREFIX: Final = "pgpool_proxy_"
 MAX_POOLS: Final = 1000
@@ -66,11 +66,11 @@ class _Families(Collector):
 
 def families(snapshot: Snapshot) -> Iterator[Metric]:
     """Every family that /metrics has, besides process_*."""
-    pools = capped(snapshot.pools, MAX_POOLS)
-    yield from _of_pools(pools)
-    yield from _histograms(capped(snapshot.pools, MAX_HISTOGRAMS))
+    yield from _of_pools(_in_utf8(capped(snapshot.pools, MAX_POOLS)))
+    yield from _histograms(_in_utf8(capped(snapshot.pools, MAX_HISTOGRAMS)))
     yield from _of_databases(snapshot)
     yield from _of_process(snapshot)
+    yield from _of_workers(snapshot.workers)
 
 
 def capped(pools: Sequence[PoolSnapshot], most: int) -> list[PoolSnapshot]:
@@ -80,31 +80,21 @@ def capped(pools: Sequence[PoolSnapshot], most: int) -> list[PoolSnapshot]:
     queries = FIELDS.index("query_count")
     ranked = sorted(pools, key=lambda pool: (-pool.totals[queries], pool.database, pool.user))
     kept, rest = ranked[: most - 1], ranked[most - 1 :]
-    return [*kept, reduce(added, rest[1:], replace(rest[0], database=OTHERS, user=OTHERS, mode="", size=0))]
+    return [*kept, replace(added(rest), database=OTHERS, user=OTHERS, mode="", size=0)]
 
 
-def added(left: PoolSnapshot, right: PoolSnapshot) -> PoolSnapshot:
-    """Two pools as one: counts added, the longer wait."""
+def _label(name: str) -> str:
+    """What Prometheus takes, which is UTF-8: of other bytes the number is written."""
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
-    def several(one: Iterable[int], other: Iterable[int]) -> tuple[int, ...]:
-        return tuple(a + b for a, b in zip(one, other, strict=True))
 
-    def counts(one: Counts, other: Counts) -> Counts:
-        return several(one[0], other[0]), one[1] + other[1]
-
-    return replace(
-        left,
-        clients=several(left.clients, right.clients),
-        servers=several(left.servers, right.servers),
-        longest_wait=max(left.longest_wait, right.longest_wait),
-        totals=several(left.totals, right.totals),
-        reserve_uses=left.reserve_uses + right.reserve_uses,
-        waits=counts(left.waits, right.waits),
-        queries=counts(left.queries, right.queries),
-        transactions=counts(left.transactions, right.transactions),
-        logins=counts(left.logins, right.logins),
-        connects=counts(left.connects, right.connects),
-    )
+def _in_utf8(pools: Iterable[PoolSnapshot]) -> list[PoolSnapshot]:
+    return [
+        pool
+        if pool.database.isascii() and pool.user.isascii()
+        else replace(pool, database=_label(pool.database), user=_label(pool.user))
+        for pool in pools
+    ]
 
 
 # --- pools ----------------------------------------------------------------------------------------------------------------
@@ -114,6 +104,10 @@ def _of_pools(pools: list[PoolSnapshot]) -> Iterator[Metric]:
     waits = GaugeMetricFamily(f"{PREFIX}longest_wait_seconds", "How long the first client of the queue has waited", labels=POOL)
     sizes = GaugeMetricFamily(f"{PREFIX}pool_size", "Servers that the pool may have, the reserve aside", labels=(*POOL, "mode"))
     reserve = CounterMetricFamily(f"{PREFIX}reserve_uses", "Servers opened from the reserve", labels=POOL)
+    pinned = GaugeMetricFamily(f"{PREFIX}pinned_servers", "Servers kept with their clients by session_state", labels=POOL)
+    states = CounterMetricFamily(
+        f"{PREFIX}session_states", "Transactions that left something of a kind behind", labels=(*POOL, "kind")
+    )
     for pool in pools:
         labels = (pool.database, pool.user)
         for state, count in zip(CLIENT_STATES, pool.clients, strict=True):
@@ -124,7 +118,11 @@ def _of_pools(pools: list[PoolSnapshot]) -> Iterator[Metric]:
         if pool.database != OTHERS:
             sizes.add_metric((*labels, pool.mode), pool.size)
         reserve.add_metric(labels, pool.reserve_uses)
-    yield from (clients, servers, waits, sizes, reserve)
+        pinned.add_metric(labels, pool.pinned)
+        for kind, count in zip(STATE_KINDS, pool.states_seen, strict=True):
+            if count:
+                states.add_metric((*labels, kind), count)
+    yield from (clients, servers, waits, sizes, reserve, pinned, states)
     for at, field in enumerate(FIELDS):
         if field in COUNTERS:
             name, text = COUNTERS[field]
@@ -162,7 +160,7 @@ def _of_databases(snapshot: Snapshot) -> Iterator[Metric]:
     paused = GaugeMetricFamily(f"{PREFIX}database_paused", "1 while PAUSE holds the database", labels=label)
     disabled = GaugeMetricFamily(f"{PREFIX}database_disabled", "1 while DISABLE refuses its clients", labels=label)
     for database in snapshot.databases[:MAX_POOLS]:
-        name = (database.name,)
+        name = (_label(database.name),)
         servers.add_metric(name, database.servers)
         limits.add_metric(name, database.max_servers)
         clients.add_metric(name, database.clients)
@@ -179,18 +177,18 @@ def _of_process(snapshot: Snapshot) -> Iterator[Metric]:
     yield GaugeMetricFamily(f"{PREFIX}used_clients", "All clients, logged in or not", value=snapshot.clients)
     yield GaugeMetricFamily(f"{PREFIX}max_clients", "max_client_conn", value=snapshot.max_clients)
     yield GaugeMetricFamily(f"{PREFIX}login_clients", "Clients that are logging in", value=snapshot.login_clients)
-    yield GaugeMetricFamily(f"{PREFIX}users", "Users that have logged in", value=snapshot.users)
+    yield GaugeMetricFamily(f"{PREFIX}users", "Users that have logged in", value=len(snapshot.users))
     yield GaugeMetricFamily(f"{PREFIX}pools", "Pools", value=len(snapshot.pools))
     yield GaugeMetricFamily(f"{PREFIX}databases", "Databases", value=len(snapshot.databases))
     yield CounterMetricFamily(f"{PREFIX}cancel_requests", "Cancel requests that clients sent", value=snapshot.cancels)
     yield CounterMetricFamily(f"{PREFIX}lost_log_lines", "Log lines that were not written", value=snapshot.lost_log_lines)
     errors = CounterMetricFamily(f"{PREFIX}errors", "Errors that clients were told, by class of SQLSTATE", labels=("class",))
     for name, count in sorted(snapshot.errors.items()):
-        errors.add_metric((name,), count)
+        errors.add_metric((_label(name),), count)
     yield errors
     ends = CounterMetricFamily(f"{PREFIX}disconnects", "Connections that ended, by side and reason", labels=("side", "reason"))
     for labels, count in sorted(snapshot.disconnects.items()):
-        ends.add_metric(labels, count)
+        ends.add_metric([_label(label) for label in labels], count)
     yield ends
     handshakes = CounterMetricFamily(f"{PREFIX}tls_handshakes", "TLS handshakes that were finished", labels=("side",))
     for side, count in sorted(snapshot.tls_handshakes.items()):
@@ -199,3 +197,37 @@ def _of_process(snapshot: Snapshot) -> Iterator[Metric]:
     lag = HistogramMetricFamily(f"{PREFIX}loop_lag_seconds", "How much later than due the janitor ran, ten times a second")
     lag.add_metric((), _buckets(snapshot.loop_lag[0]), snapshot.loop_lag[1] / 1e6)
     yield lag
+
+
+def _of_workers(workers: Iterable[WorkerSnapshot]) -> Iterator[Metric]:
+    label = ("worker",)
+    families: list[tuple[GaugeMetricFamily | CounterMetricFamily, Callable[[WorkerSnapshot], float | None]]] = [
+        (GaugeMetricFamily(f"{PREFIX}worker_up", "1 while the worker serves", labels=label), lambda one: one.is_up),
+        (
+            GaugeMetricFamily(f"{PREFIX}worker_clients", "Clients of the worker, logged in or not", labels=label),
+            lambda one: one.clients,
+        ),
+        (GaugeMetricFamily(f"{PREFIX}worker_servers", "Servers of the worker", labels=label), lambda one: one.servers),
+        (
+            GaugeMetricFamily(f"{PREFIX}worker_leases", "Servers that the worker may have", labels=label),
+            lambda one: one.leases,
+        ),
+        (
+            CounterMetricFamily(f"{PREFIX}worker_cpu_seconds", "CPU time of the worker's process", labels=label),
+            lambda one: one.cpu_seconds,
+        ),
+        (
+            GaugeMetricFamily(f"{PREFIX}worker_memory_bytes", "Resident memory of the worker's process", labels=label),
+            lambda one: one.memory,
+        ),
+        (
+            CounterMetricFamily(f"{PREFIX}worker_restarts", "Times another process took the worker's place", labels=label),
+            lambda one: one.restarts,
+        ),
+    ]
+    for family, of in families:
+        for worker in workers:
+            value = of(worker)
+            if value is not None:
+                family.add_metric((str(worker.number),), value)
+        yield family

@@ -21,7 +21,7 @@ import h11
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from pgpool_proxy.metrics.collector import render
-from pgpool_proxy.metrics.snapshot import HISTORY, Readiness, Snapshot, Source
+from pgpool_proxy.metrics.snapshot import HISTORY, HistoryRow, Readiness, Snapshot, Source
 
 MAX_CONNECTIONS: Final = 64
 MAX_REQUEST: Final = 8192  # bytes of a request's head
@@ -51,6 +51,7 @@ class HttpServer:
         self.source = source
         self.connections: set[HttpConnection] = set()
         self._servers: list[asyncio.Server] = []
+        self._is_closed = False
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metrics")
 
     async def open(self, addresses: list[str], port: int) -> None:
@@ -69,6 +70,7 @@ class HttpServer:
         return [sock.getsockname()[1] for server in self._servers for sock in server.sockets]
 
     def close(self) -> None:
+        self._is_closed = True
         for server in self._servers:
             server.close()
         self._servers.clear()
@@ -87,18 +89,24 @@ class HttpServer:
         elif path == "/readyz":
             self.source.readiness(partial(_tell_readiness, done))
         elif path == "/metrics":
-            self._in_thread(render, CONTENT_TYPE_LATEST, done)
+            self.source.snapshot(partial(self._in_thread, render, CONTENT_TYPE_LATEST, done))
         elif path == "/status.json":
-            history = self.source.history()
-            self._in_thread(partial(status, history), JSON, done)
+            self.source.history(partial(self._tell_status, done))
         elif path == "/":
             done(200, HTML, PAGE)
         else:
             done(404, TEXT, b"there are /, /metrics, /healthz, /readyz and /status.json\n")
 
-    def _in_thread(self, make: Callable[[Snapshot], bytes], content_type: str, done: Answer) -> None:
+    def _tell_status(self, done: Answer, history: list[HistoryRow]) -> None:
+        self.source.snapshot(partial(self._in_thread, partial(status, history), JSON, done))
+
+    def _in_thread(
+        self, make: Callable[[Snapshot], bytes], content_type: str, done: Answer, snapshot: Callable[[], Snapshot]
+    ) -> None:
         """What takes more than a moment is made beside the loop, from values that nobody changes."""
-        future = asyncio.get_running_loop().run_in_executor(self._threads, make, self.source.snapshot())
+        if self._is_closed:
+            return  # while the snapshot was on its way
+        future = asyncio.get_running_loop().run_in_executor(self._threads, lambda: make(snapshot()))
 
         def told(ended: asyncio.Future[bytes]) -> None:
             if ended.cancelled():
@@ -123,7 +131,7 @@ def _tell_readiness(done: Answer, readiness: Readiness) -> None:
         done(503, JSON, body.encode() + b"\n")
 
 
-def status(history: list[tuple[float, ...]], snapshot: Snapshot) -> bytes:
+def status(history: list[HistoryRow], snapshot: Snapshot) -> bytes:
     """/status.json: what the status page draws."""
     document = {
         "version": snapshot.version,

@@ -1,7 +1,8 @@
 """What /metrics, /readyz and the status page speak of: plain values, copied from the living objects in one go.
 
-`process` makes a `Snapshot` on the loop, which takes microseconds a pool; everything slow (the text of thousands of samples) is
-then made from it in a thread, while the loop goes on. Nothing in here holds on to a client, a server or a pool.
+`process` makes a `Snapshot` on the loop, which takes microseconds a pool; everything slow (one snapshot of several, the text of
+thousands of samples) is then made from it in a thread, while the loop goes on. Nothing in here holds on to a client, a server
+or a pool.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
+HistoryRow: TypeAlias = tuple[float, ...]
 Counts: TypeAlias = tuple[tuple[int, ...], int]  # of a pool.stats.Histogram: its buckets, and the sum in µs
 
 CLIENT_STATES: Final = ("active", "waiting", "active_cancel", "waiting_cancel")
@@ -34,6 +36,8 @@ class PoolSnapshot:
     transactions: Counts
     logins: Counts
     connects: Counts
+    pinned: int  # servers that are kept with their clients (session_state)
+    states_seen: tuple[int, ...]  # transactions that left something behind, by pool.stats.STATE_KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,22 @@ class DatabaseSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerSnapshot:
+    """One process that serves. None: whoever says the rest does not know it."""
+
+    number: int
+    is_up: bool
+    clients: int | None = None
+    servers: int | None = None
+    leases: int | None = None  # servers that it may have
+    cpu_seconds: float | None = None
+    memory: int | None = None  # bytes
+    restarts: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One process at one moment."""
+    """One process at one moment, or several of them."""
 
     version: str
     build: str
@@ -58,13 +76,14 @@ class Snapshot:
     clients: int
     max_clients: int
     login_clients: int
-    users: int
+    users: frozenset[str]  # that have logged in
     errors: dict[str, int] = field(default_factory=dict)  # by class of SQLSTATE
     disconnects: dict[tuple[str, str], int] = field(default_factory=dict)  # by side (client, server) and reason
     cancels: int = 0
     tls_handshakes: dict[str, int] = field(default_factory=dict)  # by side
     loop_lag: Counts = ((), 0)
     lost_log_lines: int = 0
+    workers: tuple[WorkerSnapshot, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +100,12 @@ class Readiness:
 class Source(Protocol):
     """What `process` answers."""
 
-    def snapshot(self) -> Snapshot: ...
+    def snapshot(self, done: Callable[[Callable[[], Snapshot]], None]) -> None:
+        """`done` is called, at once or later, with what makes the snapshot from plain values: that is called in a thread."""
+        ...
 
-    def history(self) -> list[tuple[float, ...]]:
-        """The last minutes, oldest first: see `HISTORY`."""
+    def history(self, done: Callable[[list[HistoryRow]], None]) -> None:
+        """The last minutes, oldest first: see `HISTORY`. `done` as above."""
         ...
 
     def readiness(self, done: Callable[[Readiness], None]) -> None:
@@ -108,4 +129,5 @@ HISTORY: Final = (
     "waiting",
     "servers_active",
     "servers_idle",
+    "waits",  # per second: how many had to wait
 )

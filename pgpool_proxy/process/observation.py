@@ -14,9 +14,10 @@ from time import time
 from typing import TYPE_CHECKING, Final
 
 from pgpool_proxy import log
-from pgpool_proxy.admin.connections import count_of
+from pgpool_proxy.admin.connections import count_of, pinned_servers
+from pgpool_proxy.admin.control import WorkerFigures
 from pgpool_proxy.metrics.http import HttpServer
-from pgpool_proxy.metrics.snapshot import DatabaseSnapshot, PoolSnapshot, Readiness, Snapshot
+from pgpool_proxy.metrics.snapshot import DatabaseSnapshot, HistoryRow, PoolSnapshot, Readiness, Snapshot, WorkerSnapshot
 from pgpool_proxy.pool import stats
 from pgpool_proxy.pool.limits import longest_wait
 from pgpool_proxy.pool.pool import POOL_MODES, Pool
@@ -54,7 +55,7 @@ class Observation:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._history: deque[tuple[float, ...]] = deque(maxlen=HISTORY_S)
+        self._history: deque[HistoryRow] = deque(maxlen=HISTORY_S)
         self._sampled: tuple[float, tuple[int, ...], int] = (0.0, stats.ZERO, 0)
         self._token = ""
         self._http: HttpServer | None = None
@@ -117,7 +118,7 @@ class Observation:
 
     def _sample(
         self, seconds: float, old: tuple[int, ...], new: tuple[int, ...], waits: int, pools: list[Pool]
-    ) -> tuple[float, ...]:
+    ) -> HistoryRow:
         """One row of the history. A pool that was dropped takes its totals with it: no rate is below 0."""
         grown = dict(zip(stats.FIELDS, (max(b - a, 0) for a, b in zip(old, new, strict=True)), strict=True))
         return (
@@ -132,16 +133,25 @@ class Observation:
             sum(int(pool.waiting.count + pool.waiting_login.count) for pool in pools),
             sum(int(pool.servers[SV_ACTIVE].count) for pool in pools),
             sum(int(pool.servers[SV_IDLE].count + pool.servers[SV_USED].count) for pool in pools),
+            round(max(waits, 0) / seconds, 1),
         )
 
     # --- Source -----------------------------------------------------------------------------------------------------------
     def token(self) -> str:
         return self._token
 
-    def history(self) -> list[tuple[float, ...]]:
+    def history(self, done: Callable[[list[HistoryRow]], None]) -> None:
+        done(self.own_history())
+
+    def own_history(self) -> list[HistoryRow]:
         return list(self._history)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, done: Callable[[Callable[[], Snapshot]], None]) -> None:
+        snapshot = self.own_snapshot()
+        done(lambda: snapshot)
+
+    def own_snapshot(self) -> Snapshot:
+        """This process now."""
         worker = self._worker
         registry, counters = worker.registry, self.counters
         now = worker.clock()
@@ -154,13 +164,14 @@ class Observation:
             clients=int(registry.client_count),
             max_clients=int(registry.max_client_conn),
             login_clients=int(registry.login_clients.count),
-            users=len(registry.users),
+            users=frozenset(registry.users),
             errors=dict(counters.errors),
             disconnects=dict(counters.disconnects),
             cancels=counters.cancels,
             tls_handshakes=dict(counters.tls_handshakes),
             loop_lag=counters.loop_lag.snapshot(),
             lost_log_lines=log.lost_lines(),
+            workers=tuple([worker_snapshot(figures) for figures in worker.control.workers()]),
         )
 
     def _pools(self) -> list[Pool]:
@@ -253,6 +264,22 @@ def _pool(pool: Pool, now: float) -> PoolSnapshot:
         transactions=counted.xacts.snapshot(),
         logins=counted.logins.snapshot(),
         connects=counted.connects.snapshot(),
+        pinned=pinned_servers(pool),
+        states_seen=tuple(counted.states_seen),
+    )
+
+
+def worker_snapshot(figures: WorkerFigures, is_up: bool = True) -> WorkerSnapshot:
+    """What SHOW WORKERS has, for the metrics."""
+    return WorkerSnapshot(
+        figures.number,
+        is_up,
+        clients=figures.clients,
+        servers=figures.servers,
+        leases=figures.leases,
+        cpu_seconds=figures.cpu_seconds,
+        memory=figures.memory,
+        restarts=figures.restarts,
     )
 
 

@@ -80,6 +80,38 @@ def test_metrics_count_what_was_done(observed: tuple[Proxy, int]) -> None:
     wait_until(said_goodbye, 10, "the client's end is counted")
 
 
+def test_pins_are_counted(make_proxy: MakeProxy) -> None:
+    port = free_port()
+    proxy = make_proxy(metrics_listen_addr=HOST, metrics_port=port, pool_mode="transaction", session_state="pin")
+    wait_until(lambda: answers(port), 10, "the HTTP side listens")
+    with proxy.connect() as client:
+        client.autocommit = True
+        at = (("database", "app"), ("user", client.info.user))
+        client.execute("select 1")
+        assert samples(port)["pgpool_proxy_pinned_servers", at] == 0
+        client.execute("listen news")
+        found = samples(port)
+        assert found["pgpool_proxy_pinned_servers", at] == 1
+        assert found["pgpool_proxy_session_states_total", (at[0], ("kind", "listen"), at[1])] == 1
+        assert not [labels for _, labels in found if ("kind", "temp") in labels]
+        client.execute("unlisten *")
+        wait_until(lambda: samples(port)["pgpool_proxy_pinned_servers", at] == 0, 10, "nothing holds it any more")
+
+
+def test_a_process_alone_is_worker_1(observed: tuple[Proxy, int]) -> None:
+    proxy, port = observed
+    with proxy.connect() as client:
+        client.execute("select 1")
+        found = {name: value for (name, labels), value in samples(port).items() if ("worker", "1") in labels}
+        (shown,) = proxy.admin("SHOW WORKERS")
+    assert found["pgpool_proxy_worker_up"] == 1
+    assert (found["pgpool_proxy_worker_clients"], found["pgpool_proxy_worker_servers"]) == (1, 1)
+    assert (found["pgpool_proxy_worker_leases"], found["pgpool_proxy_worker_restarts_total"]) == (1, 0)
+    assert found["pgpool_proxy_worker_memory_bytes"] > 10_000_000
+    assert 0 < found["pgpool_proxy_worker_cpu_seconds_total"] <= float(shown["cpu_seconds"]) + 0.01
+    assert (shown["worker"], shown["state"], shown["servers"]) == (1, "active", 1)
+
+
 def test_errors_are_counted_by_class(observed: tuple[Proxy, int]) -> None:
     proxy, port = observed
     with pytest.raises(Exception, match="nowhere"):

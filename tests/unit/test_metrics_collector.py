@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pgpool_proxy.metrics.collector import MAX_HISTOGRAMS, MAX_POOLS, OTHERS, capped, families, render
-from pgpool_proxy.metrics.snapshot import DatabaseSnapshot, PoolSnapshot, Snapshot
+from pgpool_proxy.metrics.snapshot import DatabaseSnapshot, PoolSnapshot, Snapshot, WorkerSnapshot
 from pgpool_proxy.pool.stats import FIELDS, Histogram
 
 
@@ -34,12 +35,15 @@ def pool(database: str = "app", user: str = "alice", queries: int = 7, **values:
         "transactions": counts(),
         "logins": counts(3_000_000),
         "connects": counts(60_000_000),
+        "pinned": 2,
+        "states_seen": (0, 0, 5, 0, 0, 1, 0, 0),
     }
     return PoolSnapshot(database, user, **{**known, **values})
 
 
 def snapshot(*pools: PoolSnapshot, **values: Any) -> Snapshot:
-    known: dict[str, Any] = {"clients": 3, "max_clients": 100, "login_clients": 0, "users": 2, "loop_lag": counts(1000)}
+    process = {"clients": 3, "max_clients": 100, "login_clients": 0, "users": frozenset("ab")}
+    known: dict[str, Any] = {**process, "loop_lag": counts(1000)}
     database = DatabaseSnapshot("app", 5, 0, 3, True, False)
     return Snapshot("0.1.0", "plain Python", 1e9, list(pools), [database], **{**known, **values})
 
@@ -75,11 +79,48 @@ def test_histograms_are_cumulative_and_in_seconds() -> None:
     assert found["pgpool_proxy_server_connect_seconds_bucket", where("+Inf")] == 1
 
 
+def test_pins_and_what_is_left_behind() -> None:
+    found = samples(snapshot(pool()))
+    assert found["pgpool_proxy_pinned_servers", (("database", "app"), ("user", "alice"))] == 2
+    states = {labels: value for (name, labels), value in found.items() if name == "pgpool_proxy_session_states_total"}
+    assert states == {
+        (("database", "app"), ("kind", "listen"), ("user", "alice")): 5,
+        (("database", "app"), ("kind", "temp"), ("user", "alice")): 1,
+    }
+
+
+def test_each_worker_has_its_figures_as_far_as_they_are_known() -> None:
+    workers = (WorkerSnapshot(1, True, 5, 4, 3, 1.25, 1000, 0), WorkerSnapshot(2, False, restarts=7))
+    found = samples(snapshot(pool(), workers=workers))
+    shown = {(name, labels[0][1]): value for (name, labels), value in found.items() if name.startswith("pgpool_proxy_worker_")}
+    prefix = "pgpool_proxy_worker_"
+    assert shown == {
+        (f"{prefix}up", "1"): 1,
+        (f"{prefix}clients", "1"): 5,
+        (f"{prefix}servers", "1"): 4,
+        (f"{prefix}leases", "1"): 3,
+        (f"{prefix}cpu_seconds_total", "1"): 1.25,
+        (f"{prefix}memory_bytes", "1"): 1000,
+        (f"{prefix}restarts_total", "1"): 0,
+        (f"{prefix}up", "2"): 0,
+        (f"{prefix}restarts_total", "2"): 7,
+    }
+
+
 def test_names_from_outside_cannot_break_out_of_their_label() -> None:
     hostile = 'a"} 1\npgpool_proxy_up{x="\\'
     found = samples(snapshot(pool(database=hostile)))
     assert found["pgpool_proxy_queries_total", (("database", hostile), ("user", "alice"))] == 7
     assert not [name for name, _ in found if name == "pgpool_proxy_up"]
+
+
+def test_a_name_that_is_not_utf8_spoils_nothing() -> None:
+    names = [bytes([byte]).decode("utf-8", "surrogateescape") for byte in (0xFE, 0xFF)]
+    database = DatabaseSnapshot(names[0], 5, 0, 3, True, False)
+    snap = replace(snapshot(*(pool(name, name) for name in names)), databases=[database], errors={names[0]: 1})
+    found = {labels: value for (name, labels), value in samples(snap).items() if name == "pgpool_proxy_queries_total"}
+    assert list(found.values()) == [7, 7]  # told apart
+    assert all("\\" in dict(labels)["user"] for labels in found)
 
 
 def test_what_is_beyond_the_bound_is_added_up() -> None:

@@ -24,7 +24,7 @@ LAG = ((0,) * 21, 0)
 def known() -> set[str]:
     """Every series that /metrics can have."""
     names: set[str] = set()
-    for family in families(Snapshot("1", "compiled", 0.0, [], [], 0, 100, 0, 0, loop_lag=LAG)):
+    for family in families(Snapshot("1", "compiled", 0.0, [], [], 0, 100, 0, frozenset(), loop_lag=LAG)):
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
         names |= {family.name + suffix for suffix in suffixes}
     return names
