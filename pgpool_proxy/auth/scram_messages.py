@@ -7,11 +7,10 @@ client sends badly raises AuthenticationFailed with SASL_FAILED, what a server s
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass, field
 from typing import Final
 
-from pgpool_proxy.auth.secret import KEY_BYTES, parse_count, strict_base64
+from pgpool_proxy.auth.secret import KEY_BYTES, base64_of, parse_count, strict_base64
 from pgpool_proxy.errors import SASL_FAILED, SERVER_LOGIN_FAILED, AuthenticationFailed, Report
 
 MECHANISM: Final = b"SCRAM-SHA-256"
@@ -29,19 +28,21 @@ MAX_SALT: Final = 256  # raw bytes; PostgreSQL's is 16
 MAX_ITERATIONS: Final = 1_000_000
 MAX_MECHANISMS: Final = 16
 
-PRINTABLE: Final = frozenset(range(0x21, 0x7F)) - {0x2C}
+PRINTABLE: Final = bytes(byte for byte in range(0x21, 0x7F) if byte != 0x2C)
 LETTERS: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 RESERVED: Final = frozenset(b"anmrcsipve")  # RFC 5802 section 5.1: no extension may use these
 
 
-@dataclass(frozen=True, slots=True)
 class ClientFirst:
     """`flag` is b"n", b"y" or b"p"; `gs2_header` is what `c=` repeats; `bare` goes into AuthMessage."""
 
-    flag: bytes
-    gs2_header: bytes
-    bare: bytes
-    nonce: bytes
+    __slots__ = ("bare", "flag", "gs2_header", "nonce")
+
+    def __init__(self, flag: bytes, gs2_header: bytes, bare: bytes, nonce: bytes) -> None:
+        self.flag = flag
+        self.gs2_header = gs2_header
+        self.bare = bare
+        self.nonce = nonce
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +52,16 @@ class ServerFirst:
     iterations: int
 
 
-@dataclass(frozen=True, slots=True)
 class ClientFinal:
     """`binding` is the decoded `c=`; `without_proof` goes into AuthMessage."""
 
-    binding: bytes
-    nonce: bytes
-    proof: bytes = field(repr=False)
-    without_proof: bytes
+    __slots__ = ("binding", "nonce", "proof", "without_proof")
+
+    def __init__(self, binding: bytes, nonce: bytes, proof: bytes, without_proof: bytes) -> None:
+        self.binding = binding
+        self.nonce = nonce
+        self.proof = proof
+        self.without_proof = without_proof
 
 
 # --- as the server: read the client ----------------------------------------------------------------------------------
@@ -69,8 +72,7 @@ def parse_initial_response(payload: bytes) -> tuple[bytes, bytes]:
     mechanism, terminator, rest = payload[: MAX_MESSAGE * 2].partition(b"\0")
     if not terminator or len(payload) > MAX_MESSAGE * 2:
         raise refused("no SASL mechanism was selected")
-    length = int.from_bytes(rest[:4], "big", signed=True)
-    if len(rest) < 4 or length != len(rest) - 4:
+    if len(rest) < 4 or rest[:4] != (len(rest) - 4).to_bytes(4, "big"):
         raise refused("the SASL response has not the length it claims")
     return mechanism, rest[4:]
 
@@ -160,27 +162,27 @@ def build_initial_response(mechanism: bytes, message: bytes) -> bytes:
 
 
 def build_server_first(nonce: bytes, salt: bytes, iterations: int) -> bytes:
-    return b"r=%s,s=%s,i=%d" % (nonce, base64.b64encode(salt), iterations)
+    return b"r=%s,s=%s,i=%d" % (nonce, base64_of(salt), iterations)
 
 
 def build_client_final(binding: bytes, nonce: bytes) -> bytes:
     """client-final-message-without-proof."""
-    return b"c=%s,r=%s" % (base64.b64encode(binding), nonce)
+    return b"c=%s,r=%s" % (base64_of(binding), nonce)
 
 
 def with_proof(without_proof: bytes, proof: bytes) -> bytes:
-    return b"%s,p=%s" % (without_proof, base64.b64encode(proof))
+    return b"%s,p=%s" % (without_proof, base64_of(proof))
 
 
 def build_server_final(signature: bytes) -> bytes:
-    return b"v=" + base64.b64encode(signature)
+    return b"v=" + base64_of(signature)
 
 
 # --- the grammar's small parts ---------------------------------------------------------------------------------------
 
 
 def check_message(message: bytes, report: Report) -> None:
-    if not message or len(message) > MAX_MESSAGE or b"\0" in message:
+    if not message or len(message) > MAX_MESSAGE or 0 in message:
         raise AuthenticationFailed(report, f"malformed SCRAM message (empty, zero byte, or over {MAX_MESSAGE} bytes)")
 
 
@@ -193,7 +195,7 @@ def attribute(text: bytes, letter: bytes, report: Report) -> bytes:
 
 def parse_nonce(text: bytes, report: Report) -> bytes:
     nonce = attribute(text, b"r", report)
-    if not 1 <= len(nonce) <= MAX_NONCE or not PRINTABLE.issuperset(nonce):
+    if not 1 <= len(nonce) <= MAX_NONCE or nonce.translate(None, PRINTABLE):
         raise AuthenticationFailed(report, "malformed SCRAM message (nonce)")
     return nonce
 

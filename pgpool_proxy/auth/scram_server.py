@@ -15,7 +15,6 @@ Must not know where the secret came from. An exchange for a user that does not e
 
 from __future__ import annotations
 
-import base64
 import hmac
 from collections.abc import Callable
 from typing import Final
@@ -23,7 +22,7 @@ from typing import Final
 from pgpool_proxy.auth import scram
 from pgpool_proxy.auth import scram_messages as messages
 from pgpool_proxy.auth.saslprep import saslprep
-from pgpool_proxy.auth.secret import PLAIN, ScramKeys, ScramSecret, Secret
+from pgpool_proxy.auth.secret import PLAIN, ScramKeys, ScramSecret, Secret, base64_of
 from pgpool_proxy.auth.steps import (
     AUTH_REQ_SASL,
     AUTH_REQ_SASL_CONT,
@@ -40,6 +39,9 @@ OFFERED: Final = 1
 CHALLENGED: Final = 2
 DERIVING: Final = 3
 ENDED: Final = 4
+
+OFFER: Final = Challenge(AUTH_REQ_SASL, b"%s\0\0" % messages.MECHANISM)
+OFFER_WITH_PLUS: Final = Challenge(AUTH_REQ_SASL, b"%s\0%s\0\0" % (messages.MECHANISM_PLUS, messages.MECHANISM))
 
 
 class ScramServerExchange(ServerExchange):
@@ -93,8 +95,7 @@ class ScramServerExchange(ServerExchange):
         if self._state != NEW:
             raise IllegalTransition(f"ScramServerExchange: started in state {self._state}")
         self._state = OFFERED
-        names = [messages.MECHANISM] if self._binding is None else [messages.MECHANISM_PLUS, messages.MECHANISM]
-        return Challenge(AUTH_REQ_SASL, b"".join(name + b"\0" for name in names) + b"\0")
+        return OFFER if self._binding is None else OFFER_WITH_PLUS
 
     def receive(self, payload: bytes) -> Step:
         state, self._state = self._state, ENDED  # unless the message is good, there is no next one
@@ -106,7 +107,7 @@ class ScramServerExchange(ServerExchange):
 
     def _receive_first(self, payload: bytes) -> Step:
         mechanism, message = messages.parse_initial_response(payload)
-        if mechanism not in {messages.MECHANISM, messages.MECHANISM_PLUS}:
+        if mechanism != messages.MECHANISM and mechanism != messages.MECHANISM_PLUS:
             raise messages.refused("the client selected an unknown SASL mechanism")
         plus = mechanism == messages.MECHANISM_PLUS
         if plus and self._binding is None:
@@ -120,7 +121,7 @@ class ScramServerExchange(ServerExchange):
         random = self._nonce()
         if len(random) < scram.NONCE_BYTES:
             raise ValueError(f"the nonce source gave {len(random)} bytes, not {scram.NONCE_BYTES}")
-        nonce = first.nonce + base64.b64encode(random)
+        nonce = first.nonce + base64_of(random)
         self._first = first
         self._server_first = messages.build_server_first(nonce, self._salt, self._iterations)
         self._state = CHALLENGED

@@ -7,7 +7,6 @@ a secret.
 
 from __future__ import annotations
 
-import base64
 import binascii
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,12 +22,23 @@ KEY_BYTES: Final = 32  # SHA-256
 MAX_STORED_ITERATIONS: Final = 0x7FFFFFFF  # scram_iterations is an int in PostgreSQL
 
 
-@dataclass(frozen=True, slots=True)
 class ScramKeys:
     """ClientKey and ServerKey of a SCRAM login: enough to log in as that user where the same secret is stored."""
 
-    client_key: bytes = field(repr=False)
-    server_key: bytes = field(repr=False)
+    __slots__ = ("client_key", "server_key")
+
+    def __init__(self, client_key: bytes, server_key: bytes) -> None:
+        self.client_key = client_key
+        self.server_key = server_key
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ScramKeys) and (self.client_key, self.server_key) == (other.client_key, other.server_key)
+
+    def __hash__(self) -> int:
+        return hash((self.client_key, self.server_key))
+
+    def __repr__(self) -> str:
+        return "ScramKeys()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +52,7 @@ class ScramSecret:
 
     def formatted(self) -> bytes:
         """PostgreSQL's text form: SCRAM-SHA-256$iterations:salt$StoredKey:ServerKey."""
-        salt, stored, server = (base64.b64encode(part) for part in (self.salt, self.stored_key, self.server_key))
+        salt, stored, server = (base64_of(part) for part in (self.salt, self.stored_key, self.server_key))
         return b"%s%d:%s$%s:%s" % (SCRAM_PREFIX, self.iterations, salt, stored, server)
 
 
@@ -110,10 +120,14 @@ def parse_count(text: bytes, most: int) -> int | None:
 def strict_base64(text: bytes) -> bytes | None:
     """The bytes of canonical base64, or None: no spaces, no missing padding, no stray bits in the last character."""
     try:
-        raw = base64.b64decode(text, validate=True)
+        raw = binascii.a2b_base64(text)
     except binascii.Error:
         return None
-    return raw if base64.b64encode(raw) == text else None
+    return raw if base64_of(raw) == text else None
+
+
+def base64_of(raw: bytes) -> bytes:
+    return binascii.b2a_base64(raw, newline=False)
 
 
 def encoded(text: str) -> bytes:

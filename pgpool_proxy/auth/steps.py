@@ -3,6 +3,8 @@
 An exchange is bytes in and one `Step` out; it sends nothing, waits for nothing and derives no keys itself. Must not
 know how a step is carried out. A failure is never a step: it is `AuthenticationFailed`, whose report is for the peer
 and whose reason is for the log only.
+
+The steps that each login takes are written out: what `dataclass` makes of a class stays interpreted.
 """
 
 from __future__ import annotations
@@ -28,12 +30,23 @@ class Step:
     __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
 class Challenge(Step):
     """Server role: send an 'R' message of int32 `code` and `payload`, then give the client's 'p' to `receive`."""
 
-    code: int
-    payload: bytes
+    __slots__ = ("code", "payload")
+
+    def __init__(self, code: int, payload: bytes) -> None:
+        self.code = code
+        self.payload = payload
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Challenge) and self.code == other.code and self.payload == other.payload
+
+    def __hash__(self) -> int:
+        return hash((self.code, self.payload))
+
+    def __repr__(self) -> str:
+        return f"Challenge({self.code}, {self.payload!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +77,6 @@ class Inquire(Step):
     password: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
 class Accepted(Step):
     """The peer proved itself.
 
@@ -73,8 +85,20 @@ class Accepted(Step):
     role: both are None.
     """
 
-    keys: ScramKeys | None = None
-    final: bytes | None = None
+    __slots__ = ("final", "keys")
+
+    def __init__(self, keys: ScramKeys | None = None, final: bytes | None = None) -> None:
+        self.keys = keys
+        self.final = final
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Accepted) and self.keys == other.keys and self.final == other.final
+
+    def __hash__(self) -> int:
+        return hash((self.keys, self.final))
+
+    def __repr__(self) -> str:
+        return f"Accepted({self.keys!r}, {self.final!r})"
 
 
 @dataclass(frozen=True, slots=True)
