@@ -30,6 +30,7 @@ from pgpool_proxy.session.outstanding import (
     UNNAMED_PARSED,
     Pending,
 )
+from pgpool_proxy.session.parameters import taken_by_reset
 from pgpool_proxy.session.requests import UNKNOWN
 from pgpool_proxy.wire import backend
 from pgpool_proxy.wire.codes import (
@@ -58,6 +59,7 @@ from pgpool_proxy.wire.codes import (
     PORTAL_SUSPENDED,
     QUERY,
     ROW_DESCRIPTION,
+    STATUS_FAILED,
     STATUS_IN_TRANSACTION,
     SYNC,
 )
@@ -191,8 +193,11 @@ def after_reset(link: Link) -> None:
     before = link.before_reset
     link.before_reset = None
     client.parameters = tracked.restored(before, server.parameters, server.at_login, client.at_connect)
-    stays = link.keeps or link.status == STATUS_IN_TRANSACTION
-    sql = tracked.difference(client.parameters, server.parameters) if stays else b""
+    taken = b""
+    if client.parameters.extras and client.parameters.extras == server.parameters.extras and link.status != STATUS_FAILED:
+        taken = taken_by_reset(client.parameters.extras)  # at once: the next client's depend on what the server has
+    stays = link.keeps or link.status == STATUS_IN_TRANSACTION or taken != b""
+    sql = taken + tracked.difference(client.parameters, server.parameters) if stays else b""
     if sql:
         link.prepare(sql)
 

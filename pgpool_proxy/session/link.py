@@ -177,6 +177,8 @@ class Link:
                 session_state.verify(self)
             if self.phase == LINKED:
                 client.go_on(self, now)
+        if self.server.cancel is not None:
+            self.server.cancel.go_on(now)
 
     def parameters_refused(self, report: Report, now: float) -> None:
         """The server does not take the client's parameters, or the ROLLBACK for one that has left."""

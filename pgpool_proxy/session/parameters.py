@@ -137,6 +137,23 @@ def _extra_difference(wanted: tuple[tuple[bytes, bytes], ...], current: tuple[tu
     return parts
 
 
+def taken_by_reset(extras: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """Statements that give a server those of `extras` again that a RESET took from it; what its client has SET meanwhile stays.
+
+    The tag of RESET does not say what it was about. pg_settings tells a SET by its source; it does not show parameters of an
+    unknown prefix (`app.tenant`) and `role`, which are empty or `none` after a RESET.
+    """
+    parts: list[bytes] = []
+    for name, value in extras:
+        named = literal(name)
+        parts.append(
+            b"SELECT pg_catalog.set_config(" + named + b"," + literal(value) + b",false) WHERE coalesce("
+            b"(SELECT source<>'session' FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name)=" + named + b"),"
+            b"coalesce(pg_catalog.current_setting(" + named + b",true),'') IN ('','none'));"
+        )
+    return b"".join(parts)
+
+
 def literal(value: bytes) -> bytes:
     """`value` as an SQL string literal that reads the same whatever standard_conforming_strings is."""
     quoted = value.replace(b"'", b"''")

@@ -438,3 +438,41 @@ def test_a_reset_gives_back_what_it_resets_and_nothing_else(
     run(client, "set time zone 'Asia/Tokyo'")
     run(client, "discard all")
     assert (value(client, "show timezone"), value(client, "show application_name")) == ("Etc/UTC", "mine")
+
+
+@pytest.mark.parametrize("pool_mode", ["session", "transaction"])
+def test_a_reset_gives_back_startup_parameters_that_servers_do_not_report(
+    make_proxy: MakeProxy, database: Database, login: Login, pool_mode: str
+) -> None:
+    proxy = make_proxy(
+        databases={"app": database.entry()}, pool_mode=pool_mode, default_pool_size=2, track_startup_parameters=1
+    )
+    own = {"statement_timeout": "12s", "lock_timeout": "3s", "options": "-c app.tenant=7"}
+    client, other = login(proxy, **own), login(proxy)
+    names = ("statement_timeout", "lock_timeout", "app.tenant")
+
+    def has(*values: str) -> None:
+        assert tuple(value(client, f"show {name}") for name in names) == values
+
+    has("12s", "3s", "7")
+    for harmless in ("reset work_mem", "reset role", "begin; reset all; rollback", "reset statement_timeout", "reset all"):
+        run(client, harmless)
+        has("12s", "3s", "7")
+        if pool_mode == "transaction":
+            assert value(other, "show statement_timeout") == "0", "and nobody else has them"
+    run(client, "begin")
+    run(client, "reset all")
+    has("12s", "3s", "7")
+    run(client, "commit")
+    has("12s", "3s", "7")
+    run(client, "begin; set statement_timeout = '5s'; set app.tenant = '8'")
+    run(client, "reset lock_timeout")
+    has("5s", "3s", "8")
+    run(client, "reset app.tenant")
+    has("5s", "3s", "7")
+    run(client, "discard temp; rollback")
+    has("12s", "3s", "7")
+    run(client, "discard all")
+    has("12s", "3s", "7")
+    if pool_mode == "transaction":
+        assert value(other, "show app.tenant") in (None, "")

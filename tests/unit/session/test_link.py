@@ -674,6 +674,50 @@ def test_parameters_that_the_server_refuses_end_the_client_and_not_the_server() 
     assert world.pool().active.count == 0
 
 
+# --- cancelling what a server does ---------------------------------------------------------------------------------------
+def preparing() -> tuple[World, Client, Client]:
+    """A client whose parameters are being set at its server, before its query goes there, and one that is idle."""
+    world = World(pool_size=1)
+    client, other = world.client(application_name="mine"), world.client()
+    client.send(frontend.query(b"select 1"))
+    assert b"SET application_name='mine'" in world.servers[0].transport.sent
+    return world, client, other
+
+
+def test_a_cancel_does_not_meet_the_setting_of_parameters_but_the_query_behind_it() -> None:
+    world, client, _ = preparing()
+    server = world.servers[0]
+    cancel, transport = world.cancel(server.session)
+    cancel.connected(transport, world.now)
+    assert transport.take() == b""
+    server.answer()
+    assert transport.take() == frontend.cancel_request(server.session.cancel_key)
+    assert server.session.cancels == 1
+    cancel.connection_lost(world.now)
+    world.settle()
+    assert kinds(client.take()) == "TDCZ"
+
+
+@pytest.mark.parametrize("end", ["client", "server", "next"])
+def test_a_cancel_that_waits_for_the_setting_of_parameters_ends_with_what_it_waits_for(end: str) -> None:
+    world, client, other = preparing()
+    server = world.servers[0]
+    other.send(frontend.query(b"select 1"))
+    cancel, transport = world.cancel(server.session)
+    cancel.connected(transport, world.now)
+    if end == "server":
+        server.die()
+    elif end == "client":
+        client.vanish()
+    else:
+        client.session.take_pending()
+    world.settle()
+    assert transport.take() == b""
+    assert cancel.is_closed
+    assert transport.is_closed
+    assert kinds(other.take()) == "TDCZ"
+
+
 # --- cancelling a client that waits -----------------------------------------------------------------------------------------
 def waiting_client(world: World, data: bytes) -> tuple[Client, Client]:
     busy = held_by_another(world)
