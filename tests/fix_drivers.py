@@ -55,7 +55,6 @@ class Ledger:
 def ledger(make_proxy: MakeProxy, database: Database) -> Ledger:
     proxy = make_proxy(
         databases={"app": database.entry()}, auth_type="scram-sha-256", pool_mode="transaction", default_pool_size=SERVERS,
-        ignore_startup_parameters="extra_float_digits",
     )  # fmt: skip
     return Ledger(proxy, database)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pgpool_proxy.session.context import Context
 
 NOT_PARAMETERS: Final = ("user", "database", "options", "replication")
+KEPT_UNASKED: Final = (b"extra_float_digits",)  # what drivers send at their defaults: pgjdbc, lib/pq, sqlx
 MAX_SPELLINGS: Final = 1000  # values whose spelling is kept for one pool
 MAX_EXTRAS: Final = 64  # untracked parameters of one client
 MAX_STARTUPS: Final = 1000  # StartupMessages that need not be read again
@@ -76,8 +77,9 @@ class LoginParameters:
         ignored = context.ignored_parameters
         if shown in ignored or (what != "startup parameter" and "options" in ignored):
             return
-        if context.track_startup_parameters and PLAIN_NAME(name) is not None:
-            extras[name.lower()] = value
+        lower = name.lower()
+        if lower in KEPT_UNASKED or (context.track_startup_parameters and PLAIN_NAME(name) is not None):
+            extras[lower] = value
             return
         raise errors.ProtocolViolation(errors.UNSUPPORTED_PARAMETER.saying(f"unsupported {what}: {shown}"))
 

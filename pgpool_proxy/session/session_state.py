@@ -394,19 +394,30 @@ def verify(link: Link) -> None:
             + literal(link.server.pool.user.name.encode())
         )
         state.asked.append(ROLE)
-    if state.doubt & SETTINGS and not state.custom and not client.parameters.extras:
+    if state.doubt & SETTINGS and not state.custom:
         values = link.server.parameters.values
         names = client.context.tracked.names
         tracked = b",".join([literal(name.lower()) for at, name in enumerate(names) if values[at] is not None])
         parts.append(
             b"SELECT 1 FROM pg_catalog.pg_settings WHERE source = 'session' AND pg_catalog.lower(name) NOT IN ("
-            + tracked + b") LIMIT 1"
+            + tracked + b")" + _but_for(client.parameters.extras) + b" LIMIT 1"
         )
         state.asked.append(SETTINGS)
     state.doubt = 0
     if parts:
         link.phase = PROBING
         link.run(b";".join(parts))
+
+
+def _but_for(extras: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """Conditions that leave out what was set for the client itself, as long as it has that value, in the server's spelling."""
+    parts: list[bytes] = []
+    for name, value in extras:
+        parts.append(
+            b" AND NOT (pg_catalog.lower(name) = " + literal(name)
+            + b" AND pg_catalog.current_setting(name) = " + literal(value) + b")"
+        )
+    return b"".join(parts)
 
 
 def answered(link: Link, tag: bytes) -> None:

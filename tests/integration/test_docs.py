@@ -98,7 +98,6 @@ def documented(make_proxy: MakeProxy, server: Postgres) -> Proxy:
         pool_mode="transaction",
         admin_users="admin, app",
         stats_users="stats_user",
-        ignore_startup_parameters="extra_float_digits",
     )
 
 

@@ -118,7 +118,7 @@ def test_jdbc_works_by_each_method_with_and_without_tls(
     database.sql("grant all on jdbc to public")
     proxy = make_proxy(
         databases={"app": database.entry()}, auth_type=method, pool_mode=pool_mode, client_tls_sslmode="prefer",
-        ignore_startup_parameters="extra_float_digits", **certificates.settings(),
+        **certificates.settings(),
     )  # fmt: skip
     who, ca = WHO[method], f"sslrootcert={certificates.ca}"
     user = method.partition("-")[0] + "_user"
@@ -138,7 +138,7 @@ def test_jdbc_refuses_a_certificate_of_another_name(
     make_proxy: MakeProxy, certificates: Certificates, program: list[str]
 ) -> None:
     proxy = make_proxy(
-        client_tls_sslmode="require", ignore_startup_parameters="extra_float_digits",
+        client_tls_sslmode="require",
         **certificates.settings(pair=certificates.other_name),
     )  # fmt: skip
     who = f"user=trust_user&sslrootcert={certificates.ca}"

@@ -358,16 +358,56 @@ def test_a_startup_message_that_cannot_be_served_is_answered_with_the_reason(
 def test_options_and_parameters_of_the_startup_message_reach_the_server(
     make_proxy: MakeProxy, database: Database, login: Login
 ) -> None:
-    proxy = make_proxy(
-        databases={"app": database.entry()}, pool_mode="transaction", ignore_startup_parameters="extra_float_digits"
-    )
-    client = login(
-        proxy, application_name="mine", client_encoding="LATIN1", extra_float_digits="3", options="-c DateStyle=German"
-    )
+    proxy = make_proxy(databases={"app": database.entry()}, pool_mode="transaction")
+    client = login(proxy, application_name="mine", client_encoding="LATIN1", options="-c DateStyle=German")
     assert client.parameters["application_name"] == "mine"
     assert value(client, "show application_name") == "mine"
     assert value(client, "show client_encoding") == "LATIN1"
     assert (value(client, "show datestyle") or "").startswith("German")
+
+
+STARTUP_MESSAGES = {
+    "pgjdbc": {"client_encoding": "UTF8", "DateStyle": "ISO", "TimeZone": "Europe/Paris", "extra_float_digits": "2"},
+    "pgjdbc 9.0": {"client_encoding": "UTF8", "DateStyle": "ISO", "extra_float_digits": "3", "application_name": "JDBC"},
+    "lib/pq": {"client_encoding": "UTF8", "datestyle": "ISO, MDY", "extra_float_digits": "2"},
+    "sqlx": {"DateStyle": "ISO, MDY", "client_encoding": "UTF8", "TimeZone": "UTC", "extra_float_digits": "2"},
+    "options": {"options": "-c Extra_Float_Digits=0"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pool_mode", ["session", "transaction"])
+def test_what_drivers_send_at_their_defaults_is_taken_and_stays_with_its_client(
+    make_proxy: MakeProxy, database: Database, login: Login, pool_mode: str
+) -> None:
+    proxy = make_proxy(databases={"app": database.entry()}, pool_mode=pool_mode, default_pool_size=2)
+    wanted = {"pgjdbc": "2", "pgjdbc 9.0": "3", "lib/pq": "2", "sqlx": "2", "options": "0"}
+    assert database.sql("show extra_float_digits") == [("1",)]
+    clients = {}
+    if pool_mode == "transaction":
+        clients = {name: login(proxy, **said) for name, said in STARTUP_MESSAGES.items()}
+    for _ in range(2):
+        plain = login(proxy)
+        assert value(plain, "show extra_float_digits") == "1"
+        plain.close()
+        for name, said in STARTUP_MESSAGES.items():
+            client = clients.get(name) or login(proxy, **said)
+            assert value(client, "show extra_float_digits") == wanted[name], name
+            run(client, "reset all")
+            assert value(client, "show extra_float_digits") == wanted[name], name
+            if name not in clients:
+                client.close()
+    assert len(database.pids()) <= 2
+
+
+def test_extra_float_digits_is_dropped_where_it_is_to_be_ignored_and_refused_where_the_server_does(
+    make_proxy: MakeProxy, database: Database, login: Login, make_raw_client: MakeRawClient
+) -> None:
+    proxy = make_proxy(databases={"app": database.entry()}, pool_mode="transaction")
+    fields = error(make_raw_client(proxy.port).login(extra_float_digits="9")[-1:])
+    assert (fields["S"], fields["C"]) == ("FATAL", "22023"), fields
+    with proxy.run_with_config(ignore_startup_parameters="extra_float_digits"):
+        client = login(proxy, extra_float_digits="9")
+        assert value(client, "show extra_float_digits") == "1"
 
 
 def test_a_login_byte_by_byte_works(proxy: Proxy, make_raw_client: MakeRawClient) -> None:

@@ -339,6 +339,19 @@ def test_pin_of_one_kind_outlives_the_end_of_another(start: Any, login: Login) -
     wait_pinned(proxy)
 
 
+def test_a_pin_ends_for_a_client_with_startup_parameters_of_its_own(start: Any, login: Login) -> None:
+    proxy = start("pin", track_startup_parameters=1)
+    client = login(proxy, extra_float_digits="2", statement_timeout="12s")
+    run(client, "set work_mem = '77MB'")
+    wait_pinned(proxy, "set")
+    run(client, "set statement_timeout = '5s'; reset work_mem")
+    wait_pinned(proxy, "set")
+    assert value(client, "show statement_timeout") == "5s"
+    run(client, "reset statement_timeout")
+    wait_pinned(proxy)
+    assert (value(client, "show statement_timeout"), value(client, "show extra_float_digits")) == ("12s", "2")
+
+
 def test_a_savepoint_takes_back_what_was_given_back(start: Any, login: Login) -> None:
     proxy = start("pin")
     client = login(proxy)

@@ -62,6 +62,13 @@ def test_what_ignore_startup_parameters_names_is_ignored() -> None:
     assert collected({"options": b"-c anything=1"}, ignored=("options",)).is_empty
 
 
+def test_what_drivers_send_at_their_defaults_is_kept_unless_it_is_to_be_ignored() -> None:
+    assert collected({"Extra_Float_Digits": b"2"}).extras == ((b"extra_float_digits", b"2"),)
+    assert collected({"options": b"-c extra_float_digits=2"}).extras == ((b"extra_float_digits", b"2"),)
+    assert collected({"extra_float_digits": b"2"}, ignored=("extra_float_digits",)).is_empty
+    assert collected({"options": b"-c extra_float_digits=2"}, ignored=("options",)).is_empty
+
+
 def test_any_parameter_is_kept_when_the_setting_says_so_but_no_name_that_is_none() -> None:
     found = collected({"statement_timeout": b"5s", "options": b"-c my.tenant=7"}, keeps_all=True)
     assert found.extras == ((b"my.tenant", b"7"), (b"statement_timeout", b"5s"))
