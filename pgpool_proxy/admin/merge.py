@@ -9,6 +9,7 @@ it makes what the process alone would show.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, groupby, islice
 from typing import Any, Final, TypeAlias
@@ -17,6 +18,7 @@ from pgpool_proxy.admin import connections, fds, rows, waits, workers
 from pgpool_proxy.admin.connections import Place
 from pgpool_proxy.admin.control import ACTIVE, PAUSED, SUSPENDED, Row, Source, WorkerFigures
 from pgpool_proxy.admin.show import TABLES, find_table
+from pgpool_proxy.pool.limits import ABOUT_TO_OPEN, limit_reached
 from pgpool_proxy.pool.stats import STATE_KINDS, averages, merge
 
 Record: TypeAlias = Sequence[Any]  # tuples where they are made, lists where JSON has carried them
@@ -140,15 +142,47 @@ def _adder(
 
 
 # --- clients that wait --------------------------------------------------------------------------------------------------------
+def _waits_records(source: Source) -> Iterator[Record]:
+    """What each pool uses of its limits, without a place, and then the clients."""
+    for usage in waits.usage(source):
+        yield (), usage
+    yield from waits.waits(source)
+
+
 def _waits(parts: Sequence[Part]) -> Iterator[Row]:
-    """In `queue` stand the waiters of a pool in all workers."""
+    """In `queue` stand the waiters of a pool in all workers. A worker that may have no more servers since others have them
+    knows nothing of these: the reason is found where all are known."""
     queues: dict[tuple[str, str], int] = {}
     for _, records in parts:
-        own = {(place[0], place[1]): row[waits.AT_QUEUE] for place, row in records}
+        own = {(place[0], place[1]): row[waits.AT_QUEUE] for place, row in records if place}
         for pool, count in own.items():
             queues[pool] = queues.get(pool, 0) + count
-    for place, row in _by_place(parts):
-        yield (*row[: waits.AT_QUEUE], queues[place[0], place[1]], *row[waits.AT_QUEUE + 1 :])
+    usage = _usage(parts)
+    for place, row in _by_place([(number, [record for record in records if record[0]]) for number, records in parts]):
+        found = list(row)
+        found[waits.AT_QUEUE] = queues[place[0], place[1]]
+        if row[waits.AT_REASON] == ABOUT_TO_OPEN:
+            found[waits.AT_REASON] = limit_reached(*usage[row[1], row[2]]) or ABOUT_TO_OPEN
+        yield tuple(found)
+
+
+def _usage(parts: Sequence[Part]) -> dict[tuple[str, str], tuple[int, int, int, int, int, int]]:
+    """The limits of each pool, and what all workers together use of them: see `waits.usage`."""
+    limits: dict[tuple[str, str], tuple[int, int, int]] = {}
+    taken: Counter[tuple[str, str]] = Counter()
+    of_databases: Counter[str] = Counter()
+    of_users: Counter[str] = Counter()
+    for _, records in parts:
+        own = [usage for place, usage in records if not place]
+        for database, user, (size, servers, most_of_database, _, most_of_user, _) in own:
+            limits[database, user] = size, most_of_database, most_of_user
+            taken[database, user] += servers
+        of_databases.update({database: usage[3] for database, _, usage in own})  # once a worker, not once a pool
+        of_users.update({user: usage[5] for _, user, usage in own})
+    return {
+        (database, user): (size, taken[database, user], of_database, of_databases[database], of_user, of_users[user])
+        for (database, user), (size, of_database, of_user) in limits.items()
+    }
 
 
 # --- counters -----------------------------------------------------------------------------------------------------------------
@@ -234,7 +268,7 @@ MERGINGS: Final[dict[str, Merging]] = {
     "TOTALS": _counted(rows.totals),
     "SESSION_STATE": _grouped("SESSION_STATE", 2, summed=("pinned", *STATE_KINDS)),
     "STATS_HISTOGRAMS": Merging(waits.histograms, _histograms),
-    "WAITS": Merging(waits.waits, _waits),
+    "WAITS": Merging(_waits_records, _waits),
     "WORKERS": Merging(workers.own_records, _workers),
     "LISTS": Merging(rows.amounts, _lists),
     "CONFIG": _first(TABLES["CONFIG"].rows),

@@ -14,7 +14,7 @@ from pgpool_proxy.session.client_session import ClientSession
 
 Counts: TypeAlias = tuple[tuple[int, ...], int]  # of a pool.stats.Histogram: its buckets, and the sum in µs
 KINDS: Final = ("wait", "query", "transaction", "login", "server_connect")
-AT_QUEUE: Final = 8  # the column of SHOW WAITS
+AT_QUEUE, AT_REASON = 8, 9  # columns of SHOW WAITS
 
 
 def waits(source: Source) -> Iterator[tuple[Place, Row]]:
@@ -36,6 +36,18 @@ def waits(source: Source) -> Iterator[tuple[Place, Row]]:
                 reason_to_wait(pool, now),
                 source.worker,
             )
+
+
+def usage(source: Source) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Database and user of each pool that has servers or waiters; what there may be and what there is of its servers, of its
+    database's and of its user's."""
+    for pool in main_pools(source):
+        database, user = pool.database, pool.user
+        if not database.is_admin and (pool.taken or pool.waiting.count or pool.waiting_login.count):
+            yield database.name, user.name, (
+                int(pool.limits.pool_size), int(pool.taken), int(database.max_connections), int(database.server_count),
+                int(user.max_connections), int(user.server_count),
+            )  # fmt: skip
 
 
 def histograms(source: Source) -> Iterator[tuple[str, str, tuple[Counts, ...]]]:

@@ -23,6 +23,7 @@ OPEN: Final = 1
 OPEN_FROM_RESERVE: Final = 2
 EVICT: Final = 3
 
+ABOUT_TO_OPEN: Final = "a server is about to be opened"
 STARVED_S: Final = 1.0  # to give a server up costs two logins, some 10 ms each: at that pace next to nothing is lost
 
 
@@ -140,10 +141,23 @@ def reason_to_wait(pool: Pool, now: float) -> str:
         return "a server is being opened"
     if pool.servers[SV_TESTED].count:
         return "a server is being checked or reset"
-    if limits.pool_size > 0 and pool.taken >= limits.pool_size:
-        return f"all {int(pool.taken)} servers of the pool are busy"
-    if database_is_full(pool):
-        return f"max_db_connections: all {int(pool.database.server_count)} servers of the database are taken"
-    if user_is_full(pool):
-        return f"max_user_connections: all {int(pool.user.server_count)} servers of the user are taken"
-    return "a server is about to be opened"
+    database, user = pool.database, pool.user
+    reached = limit_reached(
+        limits.pool_size, pool.taken,
+        database.max_connections, database.server_count,
+        user.max_connections, user.server_count,
+    )  # fmt: skip
+    return reached or ABOUT_TO_OPEN
+
+
+def limit_reached(
+    pool_size: i64, taken: i64, max_of_database: i64, of_database: i64, max_of_user: i64, of_user: i64
+) -> str:
+    """Which limit (0: none) keeps a pool from one more server, in words for people; empty when none does."""
+    if pool_size > 0 and taken >= pool_size:
+        return f"all {int(taken)} servers of the pool are busy"
+    if max_of_database > 0 and of_database >= max_of_database:
+        return f"max_db_connections: all {int(of_database)} servers of the database are taken"
+    if max_of_user > 0 and of_user >= max_of_user:
+        return f"max_user_connections: all {int(of_user)} servers of the user are taken"
+    return ""

@@ -16,7 +16,6 @@ from pgpool_proxy.admin.show import FAKES, TABLES
 from pgpool_proxy.admin.workers import records
 from pgpool_proxy.pool.stats import FIELDS
 
-OF_THE_WORKER = {"worker", "reason"}  # columns that say something about one worker
 SPLIT_UP = {"MEM", "WORKERS"}  # what there is of each process
 
 
@@ -125,8 +124,7 @@ def test_of_all_workers_a_table_is_that_of_one_process_with_all_of_their_clients
     found = rows(table, merged(table, script.parts(table)))
     expected = rows(table, TABLES[table].rows(script.alone.control))
     for row in (*found, *expected):
-        for name in OF_THE_WORKER:
-            row.pop(name, None)
+        row.pop("worker", None)
     assert found == expected
 
 
@@ -187,6 +185,29 @@ def test_the_longest_wait_of_all_is_shown(make_house: Callable[[], Any]) -> None
     assert (pool["maxwait"], pool["maxwait_us"], pool["cl_waiting"]) == (3, 750_000, 2)
     waits = rows("WAITS", merged("WAITS", script.parts("WAITS")))
     assert [(row["worker"], row["wait"], row["queue"]) for row in waits] == [(1, 3, 2), (2, 1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        ("pool_size", "all 4 servers of the pool are busy"),
+        ("max_db_connections", "max_db_connections: all 4 servers of the database are taken"),
+        ("max_user_connections", "max_user_connections: all 4 servers of the user are taken"),
+        ("", "a server is about to be opened"),
+    ],
+)
+def test_who_waits_for_what_others_have_is_told_so(make_house: Callable[[], Any], limit: str, reason: str) -> None:
+    script = Script(make_house, 3)
+    for worker, user in ((1, "alice"), (1, "alice"), (2, "alice"), (2, "bob" if limit == "max_db_connections" else "alice")):
+        script.do(worker, "busy", "app", user)
+    script.do(3, "waits", "app", "alice")
+    for house in script.houses.values():
+        house.registry.databases["app"].max_connections = 4 if limit == "max_db_connections" else 0
+        house.registry.user("alice").max_connections = 4 if limit == "max_user_connections" else 0
+        for pool in house.registry.pools.values():
+            pool.limits.pool_size = 4 if limit == "pool_size" else 20
+    (row,) = rows("WAITS", merged("WAITS", script.parts("WAITS")))
+    assert (row["worker"], row["reason"]) == (3, reason)
 
 
 def test_limits_stay_and_counts_are_added_up(script: Script) -> None:
