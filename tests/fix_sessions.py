@@ -403,6 +403,7 @@ class Client:
         self.transport = FakeTransport()
         self.session = ClientSession(world.context, self.transport, "127.0.0.1", 1, False, world.now)
         world.registry.arrive(self.session)
+        world.arrived(self.session)
 
     def send(self, data: bytes, size: int = 0) -> None:
         """Bytes arrive, in chunks of `size` (0: all at once), as net/client_connection hands them over."""
@@ -574,6 +575,7 @@ class World:
         self.registry = Registry(ledger or LocalLedger(), FakeLauncher(self), self.configurator)
         self.registry.max_client_conn = 10_000
         self.janitor = Janitor(self.registry)
+        self.arrived: Callable[[ClientSession], None] = lambda session: None
         self._random = 0
         self.keys = CancelKeys(self._random_bytes)
         self.context = Context(self.host, self.registry, self.keys, TrackedParameters(extra_parameters))

@@ -23,6 +23,7 @@ from pgpool_proxy.pool.leases import NOBODY, ClientBook, ClientLimits, LeaseBook
 from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.pool.shared_ledger import SharedLedger
 from pgpool_proxy.process import moving
+from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.server_session import ServerSession
 
 Key = tuple[str, str]
@@ -71,11 +72,17 @@ class Worker:
         self.can_move_servers = True
         self.sent = 0
         self.ledger = SharedLedger(self, self)
-        self.world = World(ledger=self.ledger, **workers.keys)
+        keys = {name: value for name, value in workers.keys.items() if name != "max_client_conn"}
+        self.world = World(ledger=self.ledger, **keys)
         self.world.registry.launcher = CountingLauncher(workers, self)
         self.world.registry.number_from(number * 1_000_000)
         self.world.now = workers.now
+        self.world.arrived = self.arrived
         self.ledger.use(self.world.registry)
+
+    def arrived(self, session: ClientSession) -> None:
+        """The supervisor has accepted a connection, and given it to this worker."""
+        session.is_over = self.workers.client_book.arrived(self.number, self.workers.keys.get("max_client_conn", 10_000))
 
     # --- Wire ---
     def _say(self, *message: object) -> None:
@@ -329,24 +336,41 @@ class Workers:
         """Connections of a pool, as pg_stat_activity shows them."""
         return len([one for one in self.connections if one.key == (database, user)])
 
-    def check(self, slack: int = 0) -> None:
-        """No limit is exceeded, by leases or by connections, and nobody believes anything wrong."""
+    def reload(self, *, of_app: int = 0, **keys: object) -> None:
+        """The configuration changes, everywhere at once."""
+        self.keys.update(keys)
+        databases = self.keys.get("databases")
+        if isinstance(databases, dict):
+            databases["app"]["max_connections"] = of_app
+        for world in self.worlds:
+            world.limit_keys.update(keys)
+            world.registry.reconfigure()
+        self._post(self.book.limits_changed(self.now))
+
+    def check(self) -> None:
+        """No limit is exceeded, by leases or by connections."""
         for account in self.book.accounts():
-            key = (account.database.name, account.user.name)
-            limits = self.limits_of(*key)
+            limits = self.limits_of(account.database.name, account.user.name)
             if limits.pool_size:
-                assert account.taken <= limits.pool_size + limits.reserve_pool_size + slack, account
+                assert account.taken <= limits.pool_size + limits.reserve_pool_size, account
             if limits.max_db_connections:
                 assert account.database.taken <= limits.max_db_connections, account
             if limits.max_user_connections:
                 assert account.user.taken <= limits.max_user_connections, account
-            assert self.standing(*key) <= account.taken, (account, self.connections)
-        for scopes in ("database", "user"):
-            taken: dict[str, int] = {}
-            for account in self.book.accounts():
-                scope = getattr(account, scopes)
-                taken[scope.name] = taken.get(scope.name, 0) + int(account.taken)
-                assert scope.taken >= 0
-            for account in self.book.accounts():
-                scope = getattr(account, scopes)
-                assert scope.taken == taken[scope.name], scope
+        self.check_sums()
+
+    def check_sums(self) -> None:
+        """Every connection has a lease, and what is shared is the sum of its parts."""
+        of_database: dict[str, int] = {}
+        of_user: dict[str, int] = {}
+        accounts = self.book.accounts()
+        for account in accounts:
+            database, user = account.database.name, account.user.name
+            assert self.standing(database, user) <= account.taken, (account, self.connections)
+            of_database[database] = of_database.get(database, 0) + int(account.taken)
+            of_user[user] = of_user.get(user, 0) + int(account.taken)
+        for connection in self.connections:
+            assert self.book.account(*connection.key) is not None, connection
+        for account in accounts:
+            assert account.database.taken == of_database[account.database.name]
+            assert account.user.taken == of_user[account.user.name]

@@ -375,10 +375,11 @@ class LeaseBook:
         """
         if int(worker) not in self._workers:
             return NOBODY  # its leases are in limbo already
+        known = self._accounts.get((database, user))
+        is_surplus = known is not None and self._surplus(known, self._limits_of(database, user)) > 0
         account = self._take(worker, database, user, 1)
         self._answered(recall)
-        limits = self._limits_of(database, user)
-        if self._surplus(account, limits) > 0:
+        if is_surplus:
             account.limbo += 1
             account.limbo_at = now
             self._freed(account, now)
@@ -623,6 +624,7 @@ class LeaseBook:
         asked: i64 = 0
         caps: dict[int, i64] = {}
         outs: dict[int, list[Recall]] = {worker: [] for worker in account.leases}
+        most: i64 = 0  # that are wanted by anybody who may ask already
         for recall in account.asked[:]:
             if not recall.close:
                 if recall.worker in outs:
@@ -631,6 +633,8 @@ class LeaseBook:
                     self._call_off(recall)
         for worker, number in account.leases.items():
             asker, need = self._first_asker(account, worker, now)
+            if need > most:
+                most = need
             cap = min(need, i64(number), movable)
             own = account.wants.get(worker)
             if own is not None and own.movable and cap > 1:
@@ -648,7 +652,7 @@ class LeaseBook:
             out = outs[worker]
             if out and out[-1].is_busy:
                 continue  # it gives what it can as soon as it can
-            while asked < movable and len(out) < caps[worker]:
+            while asked < movable and asked < most and len(out) < caps[worker]:
                 asker, need = self._first_asker(account, worker, now)
                 if asker is None:
                     break
@@ -892,7 +896,11 @@ class ClientBook:
 
     def arrived(self, worker: i64, max_client_conn: i64) -> bool:
         """A connection was accepted and is the worker's. True: it is one too many, unless others leave before it is proved."""
-        self._of(worker).total += 1
+        own = self._workers.get(int(worker))
+        if own is None:
+            own = WorkersClients()
+            self._workers[int(worker)] = own
+        own.total += 1
         self.total += 1
         return self.total > max_client_conn
 
@@ -909,27 +917,20 @@ class ClientBook:
 
     def settled(self, worker: i64, database: str, user: str) -> None:
         """A client was let in by the worker itself: no limit is set."""
-        own = self._of(worker)
-        for counts, name in (
-            (self._databases, database), (self._users, user), (own.databases, database), (own.users, user)
-        ):  # fmt: skip
-            _add(counts, name, 1)
+        self._add(worker, database, user, 1)
 
     def withdrawn(self, worker: i64, database: str, user: str) -> None:
         """A client that was admitted is not logged in after all."""
-        own = self._of(worker)
-        for counts, name in (
-            (self._databases, database), (self._users, user), (own.databases, database), (own.users, user)
-        ):  # fmt: skip
-            _add(counts, name, -1)
+        self._add(worker, database, user, -1)
 
     def ended(self, worker: i64, database: str, user: str) -> None:
         """A connection has ended; the names are empty where it was not let in."""
-        if int(worker) not in self._workers:
+        own = self._workers.get(int(worker))
+        if own is None:
             return
         if database or user:
-            self.withdrawn(worker, database, user)
-        self._of(worker).total -= 1
+            self._add(worker, database, user, -1)
+        own.total -= 1
         self.total -= 1
 
     def left(self, worker: i64) -> None:
@@ -943,12 +944,13 @@ class ClientBook:
         for name, number in own.users.items():
             _add(self._users, name, -number)
 
-    def _of(self, worker: i64) -> WorkersClients:
-        found = self._workers.get(int(worker))
-        if found is None:
-            found = WorkersClients()
-            self._workers[int(worker)] = found
-        return found
+    def _add(self, worker: i64, database: str, user: str, number: int) -> None:
+        own = self._workers.get(int(worker))
+        if own is not None:  # else it has died, and this came late
+            _add(own.databases, database, number)
+            _add(own.users, user, number)
+            _add(self._databases, database, number)
+            _add(self._users, user, number)
 
 
 def _add(counts: dict[str, int], name: str, number: int) -> None:

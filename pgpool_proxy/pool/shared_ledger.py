@@ -12,8 +12,9 @@ idle one goes, the one that was used longest ago; else the pool remembers, and e
     somebody waits in another one                           it goes when he has waited 1.25 times as long, and 10 ms more
     it would have to be closed for another pool             it goes when that pool has no server at all, and waits for a second
 
-To move costs about a millisecond, a login ten, so a pool with waiters keeps for a while what it has got. A server that goes is
-moved with its connection, or closed where it cannot be, and is somebody else's then.
+To move costs about a millisecond, a login ten, so a pool with waiters keeps for a while what it has got, and one that has just
+used its only server does not let it go at once; where servers cannot move, all that takes longer (`_owes`; what is put off is
+looked at again by `flush`). A server that goes is moved with its connection, or closed, and is somebody else's then.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ KEEP_EVEN_S: Final = 0.050  # a pool with waiters gives up a server for the sake
 KEEP_LEAST_S: Final = 0.005  # a worker that has got the only server uses it at least so long
 KEEP_PART: Final = 0.125  # or for this part of the other one's wait, up to KEEP_EVEN_S
 KEEP_LOGIN_S: Final = 0.2  # where a server cannot move, and costs a login
+KEEP_LAST_S: Final = 0.020  # the only server of a worker that was using it just now
+KEEP_IDLE_S: Final = 0.02  # such a server that is idle, for a worker that has none
+WORTH_LOGIN_S: Final = 0.03  # or for one that has some, when it waits for so long: most waits are over before
 
 
 class Wire(Protocol):
@@ -275,8 +279,10 @@ class SharedLedger:
         pool = self._pool(share)
         server = _spare(pool, recall.close) if pool is not None else None
         if pool is not None and server is not None:
-            self._give_up(share, pool, server, recall, now)
-            return
+            if self._owes(share, pool, server, recall, now):
+                self._give_up(share, pool, server, recall, now)
+                return
+            self._note(share)  # in a moment, perhaps
         share.recalls.append(recall)
         if pool is not None:
             pool.recalls = len(share.recalls)
@@ -289,12 +295,20 @@ class SharedLedger:
             pool.recalls = len(share.recalls)
 
     def _owes(self, share: Share, pool: Pool, server: PoolServer, recall: Recall, now: float) -> bool:
-        """Must the pool give up this server, which it has just released?"""
+        """Must the pool give up this server, which is idle, or was just released?"""
         member = pool.waiting.first
-        if member is None:
-            return True
-        own_since = cast(PoolClient, member).wait_start
         waited = now - recall.since
+        if member is None:
+            if recall.close:
+                return True
+            if not recall.starving and pool.taken == 1 and now - server.request_time < KEEP_LAST_S:
+                return False
+            if self._mover.can_move(server):
+                return True
+            if recall.starving:
+                return now - share.got_at >= KEEP_IDLE_S
+            return waited >= WORTH_LOGIN_S and now - share.got_at >= KEEP_EVEN_S
+        own_since = cast(PoolClient, member).wait_start
         if recall.close:
             return recall.starving and waited >= STARVED_S and recall.since < own_since
         keep = KEEP_EVEN_S
@@ -396,6 +410,7 @@ class SharedLedger:
         minimum: i64 = 0
         since = 0.0
         pool = self._pool(share)
+        puts_off = pool is not None and self._puts_off(share, pool, now)
         if pool is not None:
             wanted = pool.wanted_servers(now)
             if wanted > 0 and pool.may_grow(now):
@@ -424,7 +439,7 @@ class SharedLedger:
             and since == share.since
         )
         if is_same and not share.received:
-            return waits
+            return waits or puts_off
         if now - share.said_at < SAY_S:
             return True
         share.waiting = waiting
@@ -437,7 +452,17 @@ class SharedLedger:
             share.database, share.user, int(waiting), int(logins), int(dedicated), int(minimum), since, int(share.received)
         )
         share.received = 0
-        return waits
+        return waits or puts_off
+
+    def _puts_off(self, share: Share, pool: Pool, now: float) -> bool:
+        """Idle servers that were recalled too early go when it is time. True: some are left."""
+        for recall in share.recalls[:]:
+            server = _spare(pool, recall.close)
+            if server is None:
+                return False
+            if self._owes(share, pool, server, recall, now):
+                self._give_up(share, pool, server, recall, now)
+        return bool(share.recalls) and _spare(pool, False) is not None
 
     def _note(self, share: Share) -> None:
         if not share.is_open:
