@@ -127,6 +127,7 @@ class Listener:
         for listening in self.sockets:
             if listening.is_tcp:
                 listening.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, settings.tcp_defer_accept)
+                _untune(listening.sock)
                 tune(listening.sock, settings)
 
     async def _open_tcp(self, address: str, settings: Settings) -> None:
@@ -257,6 +258,16 @@ def _tcp_socket(
     return sock
 
 
+KEEPALIVE_OPTIONS: Final = (socket.TCP_KEEPCNT, socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL)
+
+
+def _untune(sock: socket.socket) -> None:
+    """The system's values: what was set before may be 0 now. (Not of the buffers: once set, they cannot be given back.)"""
+    with socket.socket(sock.family, socket.SOCK_STREAM) as fresh:
+        for option in (*KEEPALIVE_OPTIONS, socket.TCP_USER_TIMEOUT):
+            sock.setsockopt(socket.IPPROTO_TCP, option, fresh.getsockopt(socket.IPPROTO_TCP, option))
+
+
 def tune(sock: socket.socket, settings: Settings) -> None:
     """The tcp_* settings, on a listening socket or on one to a server."""
     if settings.tcp_socket_buffer:
@@ -264,11 +275,8 @@ def tune(sock: socket.socket, settings: Settings) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.tcp_socket_buffer)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(settings.tcp_keepalive))
     if settings.tcp_keepalive:
-        for value, option in (
-            (settings.tcp_keepcnt, socket.TCP_KEEPCNT),
-            (settings.tcp_keepidle, socket.TCP_KEEPIDLE),
-            (settings.tcp_keepintvl, socket.TCP_KEEPINTVL),
-        ):
+        values = (settings.tcp_keepcnt, settings.tcp_keepidle, settings.tcp_keepintvl)
+        for option, value in zip(KEEPALIVE_OPTIONS, values, strict=True):
             if value:
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
     if settings.tcp_user_timeout:

@@ -79,7 +79,7 @@ class Logins:
         self._scram_iterations: int = 4096
         self._process_secret = os.urandom(32)
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="accounts")
-        self.rules = Rules(worker.tasks)
+        self.rules = Rules(worker.tasks, worker.dns.addresses)
         self.lookups = Lookups(worker)
         self.failed = FailedLogins()
         self.outside = Outside()

@@ -1,17 +1,16 @@
 """The HBA and ident files in force: read, read again, and asked for the rule of a login.
 
-Knows files, this host's networks and names (resolved off the loop, kept for dns_max_ttl). What a rule's method means is
+Knows files and this host's networks; names are asked of net/dns.py, as those of servers. What a rule's method means is
 logins.py's affair.
 """
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import ipaddress
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -28,6 +27,7 @@ from pgpool_proxy.session.client_login import ClientLogin
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.settings.config import Config, beside
 
+KEPT_S: Final = 1.0  # long enough for the login that has asked; dns.py keeps it for as long as it may be kept
 SIOCGIFADDR: Final = 0x8915
 SIOCGIFNETMASK: Final = 0x891B
 IPV6_INTERFACES: Final = Path("/proc/net/if_inet6")
@@ -43,12 +43,10 @@ class NameNeeded(Exception):
 
 @dataclass(frozen=True)
 class RuleFiles:
-    """What both files hold, and how long names are kept."""
+    """What both files hold."""
 
     hba: HbaRules
     ident: IdentMaps
-    max_ttl: float
-    nxdomain_ttl: float
 
 
 def read_rules(config: Config) -> RuleFiles:
@@ -70,15 +68,16 @@ def read_rules(config: Config) -> RuleFiles:
         raise problems[0]
     for warning in hba.warnings:
         log.get_logger().warning(str(warning))
-    return RuleFiles(hba, ident, settings.dns_max_ttl, settings.dns_nxdomain_ttl)
+    return RuleFiles(hba, ident)
 
 
 class Rules:
-    """The rules in force."""
+    """The rules in force. `resolve` gives the addresses of a host name, and raises OSError."""
 
-    def __init__(self, tasks: Tasks) -> None:
+    def __init__(self, tasks: Tasks, resolve: Callable[[str], Awaitable[Sequence[str]]]) -> None:
         self._tasks = tasks
-        self._files = RuleFiles(HbaRules([], [], []), IdentMaps([], []), 15.0, 15.0)
+        self._resolve = resolve
+        self._files = RuleFiles(HbaRules([], [], []), IdentMaps([], []))
         self._addresses: dict[str, tuple[float, tuple[str, ...]]] = {}  # name -> until when, addresses
 
     @property
@@ -117,14 +116,12 @@ class Rules:
         return addresses
 
     async def _resolve_and_find(self, login: ClientLogin, name: str, done: Callable[[HbaRule | None], None]) -> None:
+        addresses: tuple[str, ...] = ()
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
+            addresses = tuple(await self._resolve(name))
         except OSError as error:
             log.get_logger().warning(f'HBA: host name "{name}" could not be resolved: {error}')
-            found = []
-        addresses = tuple(str(where[0]) for _, _, _, _, where in found)
-        ttl = self._files.max_ttl if addresses else self._files.nxdomain_ttl
-        self._addresses[name] = (monotonic() + max(ttl, 1.0), addresses)  # at least long enough for this login
+        self._addresses[name] = (monotonic() + KEPT_S, addresses)
         if login.session.login is login:
             self.find(login, done)
 

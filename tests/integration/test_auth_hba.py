@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import pwd
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
 import pytest
+from fix_dns import NameServer
 from fix_proxy import MakeProxy, Proxy
 from fix_tls import Certificates, reload_by_signal
-from fix_wait import hand_over
+from fix_wait import hand_over, wait_until
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
@@ -39,6 +42,15 @@ def hba_proxy(make_proxy: MakeProxy, run_dir: Path):  # type: ignore[no-untyped-
 
 def write_rules(proxy: Proxy, rules: str) -> None:
     Path(str(proxy.settings["auth_hba_file"])).write_text(rules)
+
+
+def refused(proxy: Proxy) -> str:
+    """What a login that is refused is told; empty for one that is let in."""
+    try:
+        proxy.connect().close()
+    except psycopg.OperationalError as error:
+        return str(error)
+    return ""
 
 
 def whoami(proxy: Proxy, **keywords: object) -> str:
@@ -88,6 +100,37 @@ def test_a_host_name_is_resolved(hba_proxy, name: str, fits: bool) -> None:  # t
         else:
             with pytest.raises(psycopg.OperationalError, match="no authentication method is found"):
                 proxy.connect()
+
+
+def test_a_host_name_is_asked_of_the_name_servers_that_servers_are_asked_of(hba_proxy, name_server: NameServer) -> None:  # type: ignore[no-untyped-def]
+    name_server.names |= {"web.example.com": ["127.0.0.1"], "other.example.com": ["127.0.0.9"]}
+    proxy = hba_proxy(
+        "host all all other.example.com reject\nhost all all gone.example.com reject\nhost all all web.example.com trust\n",
+        resolv_conf=name_server.resolv_conf, dns_nxdomain_ttl=600,
+    )  # fmt: skip
+    for _ in range(3):
+        assert whoami(proxy) == "trust_user"
+    assert [name_server.asked[f"{name}.example.com"] for name in ("other", "gone", "web")] == [1, 1, 1]
+    assert {row["hostname"] for row in proxy.admin("SHOW DNS_HOSTS")} >= {"web.example.com", "other.example.com"}
+    proxy.admin("SET dns_max_ttl = 0.1")
+    name_server.ttl = 0
+    name_server.names["other.example.com"] = ["127.0.0.1"]
+    wait_until(lambda: "login rejected" in refused(proxy), 30, "its new address counts")
+
+
+def test_while_a_name_is_resolved_others_log_in(hba_proxy, name_server: NameServer) -> None:  # type: ignore[no-untyped-def]
+    name_server.is_silent = True
+    proxy = hba_proxy(
+        "host all trust_user slow.example.com trust\nhost all scram_user all trust\n", resolv_conf=name_server.resolv_conf
+    )
+    with ThreadPoolExecutor() as threads:
+        slow = threads.submit(refused, proxy)
+        wait_until(lambda: name_server.asked.get("slow.example.com"), 10, "it is asked for")
+        started = time.monotonic()
+        for _ in range(20):
+            assert whoami(proxy, user="scram_user") == "scram_user"
+        assert not slow.done() or time.monotonic() - started > 4  # resolv.conf: two attempts of two seconds
+        assert "no authentication method is found" in slow.result()
 
 
 def test_hostssl_and_hostnossl_tell_encrypted_connections_apart(hba_proxy, certificates: Certificates) -> None:  # type: ignore[no-untyped-def]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
+import socket
 from pathlib import Path
 
 import psycopg
@@ -12,7 +14,7 @@ import pytest
 from fix_clients import Database, Login, answer, ask, backend_pid, error, refusal, run, settle, value
 from fix_postgres import USERS, Postgres
 from fix_proxy import MakeProxy, Proxy, daemon_command
-from fix_raw import MakeRawClient
+from fix_raw import MakeRawClient, RawClient
 from fix_wait import hand_over, unprivileged_account, wait_until
 
 #: what people have: to run as it is
@@ -342,3 +344,95 @@ def test_without_server_fast_close_a_session_keeps_its_server(make_proxy: MakePr
     proxy.admin("RECONNECT")
     run(client, "select pg_sleep(0.5)")  # five looks of the janitor
     assert backend_pid(client) == pid
+
+
+# --- options of sockets -------------------------------------------------------------------------------------------------
+PIDFD_GETFD = 438  # a system call that has no name in Python
+
+
+def sockets_of(pid: int) -> list[socket.socket]:
+    """Duplicates of a process's TCP sockets."""
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    pidfd = os.pidfd_open(pid)
+    found = []
+    try:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                is_socket = entry.readlink().name.startswith("socket:")
+            except FileNotFoundError:
+                continue
+            number = call(PIDFD_GETFD, pidfd, int(entry.name), 0) if is_socket else -1
+            if is_socket and number < 0:
+                pytest.skip(f"sockets of another process cannot be looked at: {os.strerror(ctypes.get_errno())}")
+            if number >= 0:
+                one = socket.socket(fileno=number)
+                if one.family == socket.AF_INET and one.type == socket.SOCK_STREAM:
+                    found.append(one)
+                else:
+                    one.close()
+    finally:
+        os.close(pidfd)
+    return found
+
+
+def options(proxy: Proxy, client: RawClient, server_port: int) -> tuple[dict[str, int], dict[str, int]]:
+    """The options of the daemon's socket to this client, and of the newest to a server."""
+    asked = {
+        "tcp_keepalive": (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        "tcp_keepcnt": (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+        "tcp_keepidle": (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+        "tcp_keepintvl": (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+        "tcp_user_timeout": (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+        "nodelay": (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+        "buffer": (socket.SOL_SOCKET, socket.SO_RCVBUF),
+    }
+    (row,) = proxy.admin("SHOW SERVERS")
+    seen: dict[str, dict[str, int]] = {}
+    for one in sockets_of(proxy.pid):
+        with one:
+            try:
+                peer = one.getpeername()[1]
+            except OSError:  # it listens
+                continue
+            values = {name: one.getsockopt(*option) for name, option in asked.items()}
+            if peer == client.socket.getsockname()[1]:
+                seen["client"] = values
+            elif peer == server_port and one.getsockname()[1] == row["local_port"]:
+                seen["server"] = values
+    return seen["client"], seen["server"]
+
+
+def test_tcp_options_are_those_of_the_settings_and_follow_set_and_reload(
+    make_proxy: MakeProxy, database: Database, login: Login
+) -> None:
+    with socket.socket() as fresh:
+        systems = {
+            name: fresh.getsockopt(socket.IPPROTO_TCP, getattr(socket, name.upper()))
+            for name in ("tcp_keepcnt", "tcp_keepidle", "tcp_keepintvl")
+        }
+    first = {"tcp_keepalive": 1, "tcp_keepcnt": 3, "tcp_keepidle": 77, "tcp_keepintvl": 11, "tcp_user_timeout": 30000}
+    proxy = make_proxy(
+        databases={"app": database.entry(host="127.0.0.1")}, pool_mode="transaction", default_pool_size=1,
+        tcp_socket_buffer=20000, **first,
+    )  # fmt: skip
+
+    def both(**wanted: int) -> None:
+        """A client that comes now, and a server that is opened for it, have these."""
+        with login(proxy) as client:
+            proxy.admin("RECONNECT app")
+            wait_until(lambda: not proxy.admin("SHOW SERVERS"), 10, "the old server has gone")
+            run(client, "select 1")
+            for which in options(proxy, client, database.server.port):
+                assert {name: which[name] for name in wanted} == wanted
+                assert which["nodelay"]
+
+    both(**first, buffer=40000)
+    proxy.admin("SET tcp_keepidle = 88")
+    both(**{**first, "tcp_keepidle": 88})
+    for key in (*systems, "tcp_user_timeout"):
+        proxy.admin(f"SET {key} = 0")
+    both(tcp_keepalive=1, tcp_user_timeout=0, **systems)
+    proxy.admin("SET tcp_keepalive = 0")
+    both(tcp_keepalive=0)
+    proxy.admin("RELOAD")
+    both(**first)
