@@ -287,16 +287,20 @@ def test_it_is_refused_while_databases_are_paused(pooled: Proxy, take_over: Take
     assert pooled.sql("select 1") == [(1,)]
 
 
-def test_the_old_process_goes_on_when_the_new_one_vanishes(pooled: Proxy, login: Login, take_over: TakeOver) -> None:
+def test_the_old_process_goes_on_when_the_new_one_vanishes(
+    pooled: Proxy, login: Login, take_over: TakeOver, database: Database
+) -> None:
     busy = login(pooled)
-    ask(busy, "select pg_sleep(2), 'done'")
-    wait_until(lambda: pooled.show("POOLS", database="app")["sv_active"] == 1)
-    new = take_over(pooled, wait=False)
-    pooled.wait_log("handing over")
-    new.signal(signal.SIGKILL)
-    new.wait_exit()
-    pooled.wait_log("doing RESUME")
-    assert value(login(pooled), "select 1") == "1"
+    with database.server.connect(dbname=database.name) as holder:
+        holder.execute("select pg_advisory_lock(1)")
+        ask(busy, "select pg_advisory_xact_lock(1)")  # busy until we say so, so that it does not move before the new one dies
+        wait_until(lambda: pooled.show("POOLS", database="app")["sv_active"] == 1)
+        new = take_over(pooled, wait=False)
+        pooled.wait_log("handing over")
+        new.signal(signal.SIGKILL)
+        new.wait_exit()
+        pooled.wait_log("doing RESUME")
+        assert value(login(pooled), "select 1") == "1"
     assert busy.read_types() == b"TDCZ"
     assert value(busy, "select 2") == "2"
 
