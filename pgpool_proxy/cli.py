@@ -16,9 +16,12 @@ import uvloop
 
 from pgpool_proxy import log
 from pgpool_proxy.errors import ConfigError
-from pgpool_proxy.process import daemon, outside, signals
+from pgpool_proxy.process import daemon, membership, outside, signals
 from pgpool_proxy.process.about import build, package_version
-from pgpool_proxy.process.worker import Worker, be_quiet
+from pgpool_proxy.process.cores import usable_cores
+from pgpool_proxy.process.spawner import Spawner
+from pgpool_proxy.process.supervisor import Supervisor
+from pgpool_proxy.process.worker import Worker
 from pgpool_proxy.settings.config import Config, load
 
 END_OF_THE_OLD_S: Final = 10.0  # how long its pidfile may outlive a process that was told to end
@@ -107,21 +110,23 @@ def serve(
     if background and not settings.pidfile:
         raise ConfigError("daemon needs pidfile configured", key="pidfile")
     outside.load_libraries(config)
+    workers = settings.workers or usable_cores()
+    spawner = Spawner.fork(membership.work, settings.user, silent=background) if workers > 1 else None
     daemon.switch_user(settings.user)
     pidfile = daemon.PidFile(settings.pidfile)
     quiet = quiet or background
-    be_quiet(quiet)
     log.configure(settings, quiet=quiet)
     if not reboot:
         pidfile.check()
     if background:
         daemon.detach()
-    servers = settings.default_pool_size * max(1, len(config.databases)) + settings.reserve_pool_size
-    daemon.raise_file_limit(settings.max_client_conn + servers + 64)
+    daemon.raise_file_limit(daemon.files_needed(config))
     sys.setswitchinterval(SWITCH_S)
     try:
         if not reboot:
             pidfile.write()
+        if spawner is not None:
+            return uvloop.run(_supervise(config, overrides, spawner, workers))
         return uvloop.run(_serve(config, overrides, pidfile if reboot else None))
     except ConfigError as error:
         log.get_logger().fatal(str(error))
@@ -146,14 +151,23 @@ async def _serve(config: Config, overrides: dict[str, str], pidfile: daemon.PidF
             pidfile.check()
             pidfile.write()
 
-    def ready() -> None:
-        log.get_logger().info(
-            f"process up: pgpool_proxy {package_version()} ({build()}), uvloop {version('uvloop')}, "
-            f"Python {platform.python_version()}"
-        )
-        gc.collect()
-        gc.freeze()  # what lives for ever is not looked at again
-
-    await worker.run(ready)
+    await worker.run(_is_up)
     await asyncio.sleep(0)
     return 0
+
+
+async def _supervise(config: Config, overrides: dict[str, str], spawner: Spawner, workers: int) -> int:
+    """Several workers."""
+    supervisor = Supervisor(config, overrides, os.environ, spawner, workers)
+    signals.install_for_all(supervisor)
+    await supervisor.run(_is_up)
+    return 0
+
+
+def _is_up() -> None:
+    log.get_logger().info(
+        f"process up: pgpool_proxy {package_version()} ({build()}), uvloop {version('uvloop')}, "
+        f"Python {platform.python_version()}"
+    )
+    gc.collect()
+    gc.freeze()  # what lives for ever is not looked at again

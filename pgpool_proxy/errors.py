@@ -175,6 +175,7 @@ CANCEL_NOT_NEEDED: Final = Report("cancel request dropped: the query has ended",
 CANCEL_WAIT_TIMEOUT: Final = Report("cancel_wait_timeout", "57014")
 CANCEL_UNKNOWN_KEY: Final = Report("failed cancel request", "08P01")
 CANCEL_QUEUED: Final = Report("canceled while waiting for a server", "00000", "LOG")
+MOVED: Final = Report("moved to another worker", "00000", "LOG")
 TAKEN_OVER: Final = Report("taken over by a new process", "00000", "LOG")
 SHUTDOWN: Final = Report("shutdown", "57P01")
 SERVER_TERMINATED: Final = Report("server closed the connection", "08006")

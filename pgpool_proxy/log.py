@@ -138,6 +138,7 @@ class _Output(Lines):
 
     def __init__(self) -> None:
         super().__init__()
+        self.quiet = False
         self._logfile = ""
 
     def configure(self, settings: LogSettings, quiet: bool) -> None:
@@ -241,10 +242,17 @@ _root: Final = BoundLogger(_output, [_render], {})
 _output.structured = _root.write_for
 
 
-def configure(settings: LogSettings, *, quiet: bool) -> None:
+def configure(settings: LogSettings, *, quiet: bool | None = None) -> None:
     """Set the level, the form and the places; again at RELOAD and after SET. Raises ConfigError, changing nothing, when
-    the log file cannot be opened. `quiet`: nothing to stderr."""
-    _output.configure(settings, quiet)
+    the log file cannot be opened. `quiet`: nothing to stderr; None: as before."""
+    if quiet is not None:
+        _output.quiet = quiet
+    _output.configure(settings, _output.quiet)
+
+
+def is_quiet() -> bool:
+    """True when nothing goes to stderr."""
+    return _output.quiet
 
 
 def reopen() -> None:

@@ -95,6 +95,9 @@ class Worker:
     def say_has_clients(self, *fields: object) -> None:
         self._say("has_clients", *fields)
 
+    def wake(self) -> None:
+        """The tests flush when it is a worker's turn."""
+
     def say_busy(self, *fields: object) -> None:
         self._say("busy", *fields)
 

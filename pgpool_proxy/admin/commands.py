@@ -112,6 +112,11 @@ def _reload(control: Control, statement: Statement, done: Done, owner: object) -
     return None
 
 
+def _restart(control: Control, statement: Statement, done: Done, owner: object) -> Pending | None:
+    control.restart(done)
+    return None
+
+
 def _shutdown(control: Control, statement: Statement, done: Done, owner: object) -> Pending | None:
     control.shutdown(MODES[statement.argument.upper()], done)
     return None
@@ -133,6 +138,7 @@ _ALL: Final = (
     Command("KILL", A_DATABASE_OR_ALL, "pause, and drop all clients and servers at once", _kill),
     Command("KILL_CLIENT", A_CLIENT, "disconnect one client", _kill_client),
     Command("RELOAD", NONE, "read the configuration again", _reload),
+    Command("RESTART", NONE, "replace the workers one by one, with new code and configuration", _restart),
     Command("SHUTDOWN", A_MODE, "end the process", _shutdown),
     Command("SET", A_SETTING, "change a setting until the next RELOAD", _set),
 )
@@ -146,6 +152,7 @@ HELP_TEXT: Final = """
 \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS|STATS_HISTOGRAMS
 \tSET key = arg
 \tRELOAD
+\tRESTART
 \tPAUSE [<db>] [TIMEOUT <seconds>]
 \tRESUME [<db>]
 \tDISABLE <db>

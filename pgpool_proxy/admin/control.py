@@ -62,6 +62,9 @@ BAD_CLIENT_ID: Final = error("invalid client pointer supplied")
 BAD_ARGUMENTS: Final = error("bad arguments")
 SET_FAILED: Final = error("SET failed")
 RELOAD_FAILED: Final = error("RELOAD failed, see logs for additional details", "F0000")
+NOT_NOW: Final = error("RESTART is not possible now")
+RESTART_FAILED: Final = error("RESTART failed, see logs for additional details", "F0000")
+NO_WORKERS: Final = error("RESTART needs workers > 1; this is one process: start the new one with -R")
 ENDED_BY_RESUME: Final = error("PAUSE was ended by RESUME", "57014")
 TIMED_OUT: Final = error("PAUSE timed out", "57014")
 
@@ -116,6 +119,10 @@ class Control(Protocol):
     def kill_client(self, number: int, done: Done) -> None: ...
 
     def reload(self, done: Done) -> None: ...
+
+    def restart(self, done: Done) -> None:
+        """Replace the workers, where there are several."""
+        ...
 
     def shutdown(self, mode: str, done: Done) -> None:
         """`mode` is AT_ONCE (which is not answered), WAIT_FOR_SERVERS or WAIT_FOR_CLIENTS."""

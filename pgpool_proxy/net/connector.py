@@ -35,6 +35,10 @@ class ConfigSource(Protocol):
     @property
     def config(self) -> Config: ...
 
+    def server_connected(self, session: ServerSession, descriptor: int) -> None:
+        """A connection to a server stands; it has not logged in yet."""
+        ...
+
 
 class CancelConnection(asyncio.Protocol):
     """asyncio's Protocol for one CancelRequest."""
@@ -145,6 +149,7 @@ class Connector:
             transport.abort()
             return
         sock = transport.get_extra_info("socket")
+        self._source.server_connected(session, sock.fileno())
         session.address, session.local_address, session.local_port = _names(transport, session.host)
         if sock.family != socket.AF_UNIX:
             _tune(sock, self._source.config)

@@ -8,9 +8,10 @@ import os
 import socket
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from sys import intern
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 from pgpool_proxy import errors, log
 from pgpool_proxy.errors import ConfigError
@@ -23,6 +24,10 @@ from pgpool_proxy.settings.model import Settings
 PEER_CREDENTIALS: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
 class ListeningSocket:
     """One address that we listen on. `sock` is bound and keeps the queue of the kernel; asyncio gets a duplicate of it, so that
     accepting can stop and go on without anybody being refused in between."""
@@ -30,7 +35,7 @@ class ListeningSocket:
     def __init__(self, sock: socket.socket, path: str = "") -> None:
         self.sock = sock
         self.path = path  # of a unix socket, `@` in front of an abstract one
-        self.server: asyncio.Server | None = None
+        self.server: Closable | None = None  # what accepts on it
 
     @property
     def is_tcp(self) -> bool:
@@ -51,14 +56,23 @@ class ListeningSocket:
 class Listener:
     """All listening sockets of this process. TCP options are set on them: accepted sockets inherit those on Linux."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(
+        self, context: Context | None, watch: Callable[[ListeningSocket], Closable] | None = None
+    ) -> None:
+        self._own_context = context
+        self._watch = watch  # what accepts; None: asyncio does, and each connection is a session of ours
         self.sockets: list[ListeningSocket] = []
         self._port = 0
         self._backlog = 128
         self.is_stopped = False  # SUSPEND
         self._removes_files = True
         self.is_handed_over = False  # another process listens on the same sockets: their files are its own now
+
+    @property
+    def _context(self) -> Context:
+        if self._own_context is None:
+            raise errors.IllegalTransition("a listener without sessions")
+        return self._own_context
 
     async def open(self, settings: Settings) -> None:
         """Listen on everything that is configured. Raises ConfigError, which names the address that cannot be had."""
@@ -100,6 +114,9 @@ class Listener:
         for listening in list(self.sockets):
             if listening.server is not None or not self._wants(listening):
                 continue
+            if self._watch is not None:
+                listening.server = self._watch(listening)
+                continue
             make = loop.create_server if listening.is_tcp else loop.create_unix_server
             server = await make(
                 lambda: cast(asyncio.Protocol, ClientConnection(self)), sock=listening.sock.dup(), backlog=self._backlog
@@ -124,6 +141,7 @@ class Listener:
 
     def tune(self, settings: Settings) -> None:
         """The tcp_* settings have changed: for those who connect from now on."""
+        self._port = settings.listen_port
         for listening in self.sockets:
             if listening.is_tcp:
                 listening.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, settings.tcp_defer_accept)

@@ -94,16 +94,25 @@ class Registry:
         self.closing: Report | None = None  # set while shutting down: what clients that need a server are told
         self.starving: list[Pool] = []  # pools that were refused a server by a limit which they share with others
         self._numbers: i64 = 0
+        self._step: i64 = 1
 
     def next_number(self) -> i64:
         """The next id of a client or server."""
-        self._numbers += 1
+        self._numbers += self._step
         return self._numbers
 
     def number_from(self, number: i64) -> None:
         """Ids up to `number` are in use in the process that we take over from."""
-        if number > self._numbers:
-            self._numbers = number
+        while self._numbers < number:
+            self._numbers += (number - self._numbers + self._step - 1) // self._step * self._step
+
+    def number_by(self, first: i64, step: i64) -> None:
+        """Several processes number together: `first`, `first` + `step`, and so on are ours."""
+        self._numbers = first - step
+        self._step = step
+
+    def last_number(self) -> i64:
+        return self._numbers
 
     # --- find or create ---------------------------------------------------------------------------------------------
     def database(self, name: str) -> Database | None:
@@ -184,6 +193,11 @@ class Registry:
         self.login_clients.append(client)
         client.is_counted = True
         self.client_count += 1
+
+    def uncount(self, client: PoolClient) -> None:
+        """It arrived, but is none of those who come from outside."""
+        client.is_counted = False
+        self.client_count -= 1
 
     def admit(self, client: PoolClient, database: Database, user: User) -> Report | None:
         """Count a client that has said whom it is against the limits; the report when one is exceeded."""

@@ -46,6 +46,10 @@ WORTH_LOGIN_S: Final = 0.03  # or for one that has some, when it waits for so lo
 class Wire(Protocol):
     """Messages to the supervisor; `leases.LeaseBook` and `leases.ClientBook` say what they mean there."""
 
+    def wake(self) -> None:
+        """There is something for `flush`: call it at the end of this turn of the loop."""
+        ...
+
     def say_wants(
         self, database: str, user: str, waiting: int, logins: int, dedicated: int, minimum: int, since: float, received: int
     ) -> None: ...
@@ -469,6 +473,7 @@ class SharedLedger:
             share.is_open = True
             self._open.append(share)
             self.is_dirty = True
+            self._wire.wake()
 
     def _share(self, pool: Pool) -> Share:
         return self._share_of(pool.database.name, pool.user.name)

@@ -20,6 +20,10 @@ class ConfigSource(Protocol):
     @property
     def config(self) -> Config: ...
 
+    def known_parameters(self, pool: Pool) -> dict[bytes, bytes] | None:
+        """What servers of the pool report, if another worker has learned it."""
+        ...
+
 
 class Configurator:
     """The registry's configurator; reads the configuration in force each time."""
@@ -88,6 +92,8 @@ class Configurator:
         limits.load_balance_hosts = entry.load_balance_hosts if len(entry.hosts) > 1 else None
         if pool.main is not None:
             _dedicate(limits)
+        elif pool.server_parameters is None:
+            pool.server_parameters = self._source.known_parameters(pool)
 
     def reserve_taken(self, pool: Pool) -> None:
         log.get_logger().info(

@@ -405,6 +405,9 @@ class WorkerControl(WorkerSource):
         else:
             done(None)
 
+    def restart(self, done: Done) -> None:
+        done(orders.NO_WORKERS)
+
     def shutdown(self, mode: str, done: Done) -> None:
         _log("SHUTDOWN" if mode == AT_ONCE else f"SHUTDOWN {mode.upper()}", None)
         if mode == AT_ONCE:

@@ -13,6 +13,7 @@ from time import monotonic
 
 from pgpool_proxy import log
 from pgpool_proxy.errors import ConfigError
+from pgpool_proxy.settings.config import Config
 
 
 def switch_user(name: str | None) -> None:
@@ -107,12 +108,21 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def raise_file_limit(wanted: int) -> None:
+def files_needed(config: Config) -> int:
+    """File descriptors that the clients and servers of one process may need."""
+    settings = config.settings
+    servers = settings.default_pool_size * max(1, len(config.databases)) + settings.reserve_pool_size
+    return settings.max_client_conn + servers + 64
+
+
+def raise_file_limit(wanted: int, *, quiet: bool = False) -> None:
     """As many file descriptors as the clients and servers need, as far as the hard limit goes; says so when it does not."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < wanted and (hard == resource.RLIM_INFINITY or soft < hard):
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if quiet:
+        return
     log.get_logger().info(
         f"kernel file descriptor limit: {soft} (hard: {hard}); max_client_conn and pools need: {wanted}"
     )

@@ -51,6 +51,6 @@ class FailedLogins:
         self._failed[address] = failures, now
         return failures == FAILURES
 
-    def succeeded(self, address: str) -> None:
-        if self._failed:
-            self._failed.pop(address, None)
+    def succeeded(self, address: str) -> bool:
+        """Forget the failures. True: there were any."""
+        return bool(self._failed) and self._failed.pop(address, None) is not None

@@ -26,8 +26,8 @@ from pgpool_proxy.admin.control import Done, Row
 from pgpool_proxy.admin.results import TEXT_FORMAT, data_row
 from pgpool_proxy.admin.show import FDS, TABLES
 from pgpool_proxy.errors import Report
-from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.process import moving
+from pgpool_proxy.process.departure import LEISURE, TICK_S, Departure
 from pgpool_proxy.process.source import descriptor, unsent
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.server_session import ServerSession
@@ -35,25 +35,19 @@ from pgpool_proxy.session.server_session import ServerSession
 if TYPE_CHECKING:
     from pgpool_proxy.process.worker import Worker
 
-BY_HANDOVER: Final = 16  # why a client is not read: the bits below are the session's own and SUSPEND's
-TICK_S: Final = 0.005
-LEISURE: Final = 4  # a look at everybody may cost a fifth of the time
 MAX_QUEUED: Final = 64  # sockets that are on their way at once
 NUMBERS_AHEAD: Final = 1_000_000  # ids and statements that this process may still make while the new one makes its own
 BUSY: Final = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS)  # the other side has to take some first
 
 
-class HandOver:
+class HandOver(Departure):
     """One run of it, from SHOW FDS to its last row; the `Pending` of the console that asked."""
 
     def __init__(self, worker: Worker, console: ClientSession, done: Done) -> None:
-        self._worker = worker
+        super().__init__(worker, worker.config.settings.suspend_timeout)
         self._console = console
         self._done: Done | None = done
         self._queue: deque[tuple[bytes, int]] = deque()  # rows, each with the descriptor that goes with it, or -1
-        self._stopped: dict[int, ClientSession] = {}
-        self._began = worker.clock()
-        self._moved = 0
         self._has_said_all = False
         self._socket = socket.socket(fileno=os.dup(descriptor(console)))
 
@@ -75,7 +69,7 @@ class HandOver:
         self._close()
 
     def __repr__(self) -> str:
-        return f"<HandOver moved={self._moved} queued={len(self._queue)}>"
+        return f"<HandOver moved={self.moved} queued={len(self._queue)}>"
 
     # --- one look after the other ---------------------------------------------------------------------------------------
     def _tick(self) -> None:
@@ -85,10 +79,10 @@ class HandOver:
         try:
             if not unsent(self._console):
                 self._send()
-                left = self._move_all(self._worker.clock())
+                left = self.move_all(self._worker.clock())
                 self._send()
                 if not left and not self._queue and self._say_all():
-                    log.get_logger().info(f"handed over: {self._moved} connections")
+                    log.get_logger().info(f"handed over: {self.moved} connections")
                     self._end(None)
                     return
         except OSError as error:
@@ -119,10 +113,7 @@ class HandOver:
             if own >= 0:
                 os.close(own)
         self._queue.clear()
-        for client in self._stopped.values():
-            if not client.is_closed:
-                client.unblock(BY_HANDOVER)
-        self._stopped.clear()
+        self.let_go()
         self._worker.listener.is_handed_over = self._has_said_all
 
     # --- rows -----------------------------------------------------------------------------------------------------------
@@ -165,76 +156,17 @@ class HandOver:
             else:
                 self._queue.popleft()
 
-    # --- who moves --------------------------------------------------------------------------------------------------------
-    def _move_all(self, now: float) -> bool:
-        """Everybody who can move now. True: somebody is left."""
-        worker = self._worker
-        timeout = worker.config.settings.suspend_timeout
-        is_over = 0 < timeout <= now - self._began
-        left = worker.registry.login_clients.count > 0 and not is_over
-        for pool in list(worker.registry.pools.values()):
-            if pool.database.is_admin:
-                continue
-            stays = False
-            for client in _clients(pool):
-                if client.is_closed:
-                    continue  # gone while we were at the others
-                if len(self._queue) >= MAX_QUEUED:
-                    return True
-                if not moving.may_move(client):
-                    stays = True
-                elif moving.is_quiet(client):
-                    self._move(client, now)
-                elif moving.will_be_quiet(client):
-                    client.block(BY_HANDOVER)
-                    self._stopped[id(client)] = client
-                else:
-                    client.unblock(BY_HANDOVER)  # the rest of what it says is needed first
-                if is_over and not client.is_closed:
-                    client.disconnect(errors.SUSPEND_TIMEOUT, now)
-                left = left or not client.is_closed
-            if not stays:
-                self._move_idle(pool, now)
-        return left
+    # --- Departure --------------------------------------------------------------------------------------------------------
+    @property
+    def is_full(self) -> bool:
+        return len(self._queue) >= MAX_QUEUED
 
-    def _move(self, client: ClientSession, now: float) -> None:
-        """A quiet client, behind the server that it holds."""
-        own = descriptor(client)
-        server = client.link.server if client.link is not None else None
-        linked = descriptor(server) if server is not None else 0
-        row = fds.client_row(client, own, linked, json.dumps(moving.client_state(client)))
-        if server is not None:
-            self._move_server(server, own, now)
-        self._put(row, own)
-        self._moved += 1
-        self._stopped.pop(id(client), None)
-        client.leave(errors.TAKEN_OVER, now)
+    def put_client(self, client: ClientSession, own: int, linked: int, state: moving.State) -> None:
+        self._put(fds.client_row(client, own, linked, json.dumps(state)), own)
 
-    def _move_server(self, server: ServerSession, client: int, now: float) -> None:
-        own = descriptor(server)
-        entry = self._worker.config.database(server.pool.database.name)
-        state = moving.server_state(server, (entry.dbname or entry.name) if entry is not None else "")
-        self._put(fds.server_row(server, own, client, json.dumps(state)), own)
-        self._moved += 1
-        transport = server.transport
-        server.link.part()
-        server.gone(errors.TAKEN_OVER, now)  # without a Terminate: it goes on elsewhere
-        if transport is not None:
-            transport.close()
-
-    def _move_idle(self, pool: Pool, now: float) -> None:
-        for member in pool.idle.members() + pool.used.members():
-            if isinstance(member, ServerSession) and not member.is_closed and len(self._queue) < MAX_QUEUED:
-                if member.tls or member.close_needed or unsent(member):
-                    member.disconnect(errors.TAKEN_OVER, now)
-                elif member.link.from_server_framer.at_boundary:
-                    self._move_server(member, 0, now)
-
-
-def _clients(pool: Pool) -> list[ClientSession]:
-    return [
-        member for members in pool.clients for member in members.members() if isinstance(member, ClientSession)
-    ]
+    def put_server(self, server: ServerSession, own: int, client: ClientSession | None, state: moving.State) -> None:
+        linked = descriptor(client) if client is not None else 0
+        self._put(fds.server_row(server, own, linked, json.dumps(state)), own)
 
 
 def _as_text(reported: dict[bytes, bytes]) -> list[list[str]]:

@@ -117,7 +117,7 @@ class WorkerHost:
         return worker.client_tls.begin(session, early, worker.config.settings.client_login_timeout)
 
     def open_console(self, session: ClientSession, is_admin: bool) -> Console:
-        return Console(session, self._worker.control, is_admin)
+        return Console(session, self._worker.console_control, is_admin)
 
     # --- cancels --------------------------------------------------------------------------------------------------------
     def cancel(self, session: ClientSession, key: bytes, now: float) -> None:
@@ -126,7 +126,8 @@ class WorkerHost:
         self._counters.cancels += 1
         client = worker.keys.find(key)
         if not isinstance(client, ClientSession):
-            worker.peers.forward(session, key, now)
+            if worker.membership is None or not worker.membership.pass_cancel_on(session, key):
+                worker.peers.forward(session, key, now)
         elif client.console is not None:
             client.console.cancel(now)
             session.leave(errors.CANCEL_SENT, now)
@@ -201,6 +202,8 @@ class WorkerHost:
         )
 
     def server_opened(self, session: ServerSession, now: float) -> None:
+        if self._worker.membership is not None:
+            self._worker.membership.server_opened(session)
         if session.tls:
             self._counters.handshake("server")
         if self._logs_connections:
@@ -212,6 +215,9 @@ class WorkerHost:
     def server_closed(self, session: ServerSession, report: Report, now: float) -> None:
         worker = self._worker
         worker.connector.abandon(session, report)
+        if report is errors.MOVED:
+            self._server_logger(session).debug(report.message)
+            return
         self._counters.ended("server", report)
         detail = f": {report.detail}" if report.detail else ""
         if session.failed_login:

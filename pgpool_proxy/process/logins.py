@@ -77,7 +77,7 @@ class Logins:
         self._has_auth_user: bool = False
         self._may_look_up: bool = False  # some database, or all, have an auth_user
         self._scram_iterations: int = 4096
-        self._process_secret = os.urandom(32)
+        self._process_secret = worker.membership.secret if worker.membership is not None else os.urandom(32)
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="accounts")
         self.rules = Rules(worker.tasks, worker.dns.addresses)
         self.lookups = Lookups(worker)
@@ -324,7 +324,7 @@ class Logins:
         logger = self._worker.host.logger(session)
         logger.info(f"login failed: db={login.database_name} user={login.user}", reason=failure.reason)
         logger.debug(f"why the login failed: {failure.reason}")
-        if not session.is_unix and self.failed.failed(session.address, now):
+        if not session.is_unix and self._count_failure(session.address, now):
             logger.warning(f"{FAILURES} failed logins in a row: {session.address} is refused for {self.failed.ban_s:g} s")
         delay = self.failed.delay_s
         if delay <= 0 or session.is_unix:
@@ -335,9 +335,16 @@ class Logins:
     def _tell(self, session: ClientSession, report: Report) -> None:
         session.fail(report, monotonic())
 
+    def _count_failure(self, address: str, now: float) -> bool:
+        membership = self._worker.membership
+        if membership is not None and self.failed.ban_s > 0:
+            membership.say({"is": "login_failed", "address": address})
+        return self.failed.failed(address, now)
+
     def proved(self, login: ClientLogin) -> None:
-        if not login.session.is_unix:
-            self.failed.succeeded(login.session.address)
+        session = login.session
+        if not session.is_unix and self.failed.succeeded(session.address) and self._worker.membership is not None:
+            self._worker.membership.say({"is": "login_succeeded", "address": session.address})
 
 
 def is_alive(login: ClientLogin) -> bool:

@@ -61,6 +61,15 @@ def load_libraries(config: Config) -> None:
                 continue
 
 
+def load_all_libraries() -> None:
+    """The same where the configuration is not known."""
+    for library in LIBRARIES.values():
+        try:
+            import_module(library)
+        except ImportError:
+            continue
+
+
 class NotPossible(Exception):
     """There is no answer, and why; never leaves this module."""
 

@@ -1,4 +1,7 @@
-"""What signals do, as in PgBouncer: HUP reloads, TERM and INT end gracefully, QUIT at once, USR1 pauses, USR2 resumes."""
+"""What signals do, as in PgBouncer: HUP reloads, TERM and INT end gracefully, QUIT at once, USR1 pauses, USR2 resumes.
+
+Beyond it, SIGRTMIN replaces the workers where there are several (RESTART).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import asyncio
 import signal
 
 from pgpool_proxy import log
-from pgpool_proxy.errors import ConfigError
+from pgpool_proxy.errors import ConfigError, Report
+from pgpool_proxy.process.supervisor import Supervisor
 from pgpool_proxy.process.worker import Worker
 
 
@@ -49,4 +53,40 @@ def install(worker: Worker) -> None:
     loop.add_signal_handler(signal.SIGQUIT, quit_now)
     loop.add_signal_handler(signal.SIGUSR1, pause)
     loop.add_signal_handler(signal.SIGUSR2, resume)
+    loop.add_signal_handler(signal.SIGRTMIN, lambda: logger.warning("got SIGRTMIN, but there are no workers to replace"))
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+
+def install_for_all(supervisor: Supervisor) -> None:
+    """The same where several workers serve: what is said to this process, all are told."""
+    loop = asyncio.get_running_loop()
+    logger = log.get_logger()
+
+    def answered(report: Report | None) -> None:
+        if report is not None and report.severity != "NOTICE":
+            logger.error(f"{report.message}: {report.detail}" if report.detail else report.message)
+
+    def order(name: str, said: str, *arguments: object) -> None:
+        logger.info(said)
+        supervisor.orders.give(name, list(arguments), answered)
+
+    loop.add_signal_handler(signal.SIGHUP, order, "reload", "got SIGHUP, re-reading config")
+    loop.add_signal_handler(signal.SIGUSR1, order, "pause", "got SIGUSR1, pausing all activity", None, 0.0)
+    loop.add_signal_handler(signal.SIGUSR2, order, "resume", "got SIGUSR2, continuing from PAUSE", None)
+    loop.add_signal_handler(signal.SIGRTMIN, order, "restart", "got SIGRTMIN, replacing the workers")
+    for number, mode, said in (
+        (signal.SIGTERM, "wait_for_clients", "got SIGTERM, shutting down, waiting for all clients disconnect"),
+        (
+            signal.SIGINT,
+            "wait_for_servers",
+            "got SIGINT, shutting down, waiting for all servers connections to be released",
+        ),
+        (signal.SIGQUIT, "now", "got SIGQUIT, immediate shutdown"),
+    ):
+        loop.add_signal_handler(number, _shutdown, supervisor, mode, said)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+
+def _shutdown(supervisor: Supervisor, mode: str, said: str) -> None:
+    log.get_logger().info(said)
+    supervisor.shutdown(mode)

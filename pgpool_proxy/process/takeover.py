@@ -14,20 +14,14 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from time import monotonic
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from pgpool_proxy import errors, log
 from pgpool_proxy.admin import fds
 from pgpool_proxy.errors import ConfigError
-from pgpool_proxy.net.client_connection import ClientConnection
-from pgpool_proxy.net.server_connection import ServerConnection
 from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.process import moving
-from pgpool_proxy.session.client_session import ClientSession
-from pgpool_proxy.session.server_session import ServerSession
-from pgpool_proxy.session.transport import Transport
+from pgpool_proxy.process.arrivals import Arrivals
 from pgpool_proxy.wire import backend, frontend
 from pgpool_proxy.wire.codes import COMMAND_COMPLETE, DATA_ROW, ERROR_RESPONSE, READY_FOR_QUERY
 from pgpool_proxy.wire.framing import MessageReader
@@ -45,15 +39,6 @@ class Gone(OSError):
     """The old process closed the connection."""
 
 
-@dataclass
-class Held:
-    """A server that is linked to a client: `connecting` ends when its connection is ours."""
-
-    server: ServerSession
-    link: moving.State
-    connecting: asyncio.Task[None]
-
-
 class TakeOver:
     """One run of it. `begin` returns with the listening sockets; `go_on` takes the rest."""
 
@@ -65,9 +50,8 @@ class TakeOver:
         self._fds: deque[int] = deque()
         self._readable: asyncio.Future[None] | None = None
         self._listening: list[socket.socket] = []
-        self._servers: dict[int, Held] = {}  # whose clients are still to come, by the client's descriptor
+        self._arrivals = Arrivals(worker)  # clients are known by their descriptors there
         self._is_over = False
-        self._taken = 0
 
     # --- the conversation ---------------------------------------------------------------------------------------------
     async def begin(self) -> bool:
@@ -111,7 +95,7 @@ class TakeOver:
                 await self._next()
                 if self._reader.kind == DATA_ROW:
                     self._row()
-            logger.info(f"taken over: {self._taken} connections")
+            logger.info(f"taken over: {self._arrivals.taken} connections")
             await self._send(frontend.query(b"SHUTDOWN;"))
             async with asyncio.timeout(PATIENCE_S):
                 while True:
@@ -126,8 +110,7 @@ class TakeOver:
             self._socket.close()
             for own in self._fds:
                 os.close(own)
-            for held in self._servers.values():
-                held.server.disconnect(errors.CLIENT_LEFT_EARLY, monotonic())
+            self._arrivals.end()
             ended()
 
     async def _connect(self, path: str) -> None:
@@ -207,9 +190,9 @@ class TakeOver:
                 log.get_logger().warning(f"takeover: database {database} is not configured any more")
                 self._refuse(sock, task)
             elif task == fds.SERVER:
-                self._take_server(sock, state, pool, link)
+                self._arrivals.take_server(sock, state, pool, link)
             else:
-                self._take_client(sock, state, pool, number)
+                self._arrivals.take_client(sock, state, pool, number)
         return task
 
     def _share(self, state: moving.State) -> None:
@@ -240,82 +223,3 @@ class TakeOver:
         except OSError:
             pass
         sock.close()
-
-    # --- servers ----------------------------------------------------------------------------------------------------------
-    def _take_server(self, sock: socket.socket, state: moving.State, pool: Pool, client: int) -> None:
-        worker = self._worker
-        server = moving.restore_server(worker.context, state, pool, monotonic())
-        entry = worker.config.database(pool.database.name)
-        if entry is not None and not moving.is_still_configured(state, entry, worker.config):
-            server.close_needed = True
-        self._taken += 1
-        link = state["link"]
-        connecting = worker.tasks.start(
-            self._connect_server(sock, server, is_idle=link is None), f"server {server.number} taken over"
-        )
-        if link is not None:
-            self._servers[client] = Held(server, link, connecting)
-
-    async def _connect_server(self, sock: socket.socket, server: ServerSession, is_idle: bool) -> None:
-        connection = ServerConnection(self._worker.connector, server)
-        loop = asyncio.get_running_loop()
-        try:
-            transport, _ = await loop.connect_accepted_socket(lambda: cast(asyncio.Protocol, connection), sock)
-        except OSError as error:
-            server.disconnect(errors.CONNECT_FAILED.with_detail(str(error)), monotonic())
-            return
-        if server.is_closed:
-            transport.abort()
-            return
-        server.transport = transport
-        if is_idle:
-            server.pool.opened(server, server.pool.server_parameters or {}, monotonic())
-
-    # --- clients ----------------------------------------------------------------------------------------------------------
-    def _take_client(self, sock: socket.socket, state: moving.State, pool: Pool, number: int) -> None:
-        found = self._servers.pop(number, None)
-        self._taken += 1
-        arrival = Arrival(self._worker, state, pool, found)
-        self._worker.tasks.start(arrival.connect(sock), f"client {state['number']} taken over")
-
-
-class Arrival:
-    """The gate of one client that was taken over: its connection is made into the session that it was."""
-
-    def __init__(self, worker: Worker, state: moving.State, pool: Pool, held: Held | None) -> None:
-        self._worker = worker
-        self._state = state
-        self._pool = pool
-        self._held = held
-
-    async def connect(self, sock: socket.socket) -> None:
-        connection = ClientConnection(self)
-        held = self._held
-        if held is not None:
-            await asyncio.wait([held.connecting])
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: cast(asyncio.Protocol, connection), sock)
-        except OSError:
-            if held is not None:
-                held.server.disconnect(errors.CLIENT_LEFT_EARLY, monotonic())
-
-    def accepted(self, connection: ClientConnection, transport: Transport, now: float) -> ClientSession:
-        """The loop has made the connection."""
-        worker, state, held = self._worker, self._state, self._held
-        client = ClientSession(worker.context, transport, state["address"], state["port"], state["is_unix"], now)
-        moving.restore_client(client, state, self._pool, now)
-        if held is not None:
-            if held.server.is_closed:
-                client.fail(errors.SERVER_CRASHED, now)
-                return client
-            moving.restore_link(held.server, client, held.link)
-        pending = state["pending"].encode("latin-1")
-        if pending:
-            try:
-                client.received(pending, now)
-            except errors.ProtocolViolation as violation:
-                client.fail(violation.report, now)
-        return client
-
-    def crashed(self, session: ClientSession, error: BaseException, now: float) -> None:
-        self._worker.listener.crashed(session, error, now)

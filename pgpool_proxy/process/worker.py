@@ -13,7 +13,7 @@ from typing import Final
 
 from pgpool_proxy import errors, log
 from pgpool_proxy.admin.console import CONSOLE_PARAMETERS
-from pgpool_proxy.admin.control import Done
+from pgpool_proxy.admin.control import Control, Done
 from pgpool_proxy.auth.exchange import Secret
 from pgpool_proxy.auth.userlist import parse_userlist
 from pgpool_proxy.errors import ConfigError, Report
@@ -26,13 +26,14 @@ from pgpool_proxy.pool import janitor as orders
 from pgpool_proxy.pool.cancel_keys import CancelKeys
 from pgpool_proxy.pool.janitor import Janitor, Order
 from pgpool_proxy.pool.ledger import LocalLedger
-from pgpool_proxy.pool.pool import STATEMENT
+from pgpool_proxy.pool.pool import STATEMENT, Pool
 from pgpool_proxy.pool.registry import Database, Registry
 from pgpool_proxy.pool.states import SV_IDLE, SV_USED
 from pgpool_proxy.process.configurator import Configurator
 from pgpool_proxy.process.control import WorkerControl
 from pgpool_proxy.process.handover import HandOver
 from pgpool_proxy.process.host import ADMIN_DATABASE, WorkerHost
+from pgpool_proxy.process.membership import Membership
 from pgpool_proxy.process.observation import Observation
 from pgpool_proxy.process.rules import read_rules
 from pgpool_proxy.process.statistics import Statistics
@@ -58,21 +59,29 @@ QUEUED: Final = Report("No server connection available in postgres backend, clie
 class Worker:
     """See the module's docstring. `run` returns when the process has to end."""
 
-    def __init__(self, config: Config, overrides: Mapping[str, str], environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        overrides: Mapping[str, str],
+        environ: Mapping[str, str],
+        membership: Membership | None = None,
+    ) -> None:
         self.config: Config = config
+        self.membership: Membership | None = membership  # of several workers that are one pool; None: it is all there is
         self._overrides = overrides
         self._environ = environ
         self.started_at: float = time()
         self._wall_offset = time() - monotonic()
         self.tasks = Tasks()
-        self.systemd = Systemd(environ)
+        self.systemd = Systemd(environ if membership is None else {})
         self.client_tls = ClientTls()
         self.server_tls = ServerTls()
         self.dns = Dns(self.tasks, self.addresses_gone)
         self.connector = Connector(self, self.tasks, self.server_tls, self.dns)
         self.configurator = Configurator(self)
-        self.registry = Registry(LocalLedger(), self.connector, self.configurator)
-        self.keys = CancelKeys(os.urandom, config.settings.peer_id)
+        ledger = LocalLedger() if membership is None else membership.leases.ledger
+        self.registry = Registry(ledger, self.connector, self.configurator)
+        self.keys = CancelKeys(os.urandom, config.settings.peer_id, membership.slot if membership is not None else 0)
         self.observation = Observation(self)
         self.host = WorkerHost(self)
         self.watch = Watch(self)
@@ -84,6 +93,7 @@ class Worker:
         self.listener = Listener(self.context)
         self.stats = Statistics(self.registry)
         self.control = WorkerControl(self)
+        self.console_control: Control = self.control
         self.users: dict[str, Secret] = {}
         self.usual_secret = "plain"
         self.admin_users: frozenset[str] = frozenset()
@@ -93,6 +103,8 @@ class Worker:
         self._waits_for_servers = False
         self._stopped: asyncio.Event | None = None
         self._stats_due = 0.0
+        if membership is not None:
+            membership.join(self)
         self._make_admin_database()
         self.read_users()
         self.apply(config)
@@ -107,6 +119,15 @@ class Worker:
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(seconds, call)
+
+    def server_connected(self, session: ServerSession, descriptor: int) -> None:
+        """Told by the connector: a connection to a server stands."""
+        if self.membership is not None:
+            self.membership.leases.connected(session, descriptor)
+
+    def known_parameters(self, pool: Pool) -> dict[bytes, bytes] | None:
+        """Told to the configurator: what servers of a new pool report, if another worker has learned it."""
+        return self.membership.known_parameters(pool) if self.membership is not None else None
 
     # --- configuration ----------------------------------------------------------------------------------------------------
     def _make_admin_database(self) -> None:
@@ -145,7 +166,7 @@ class Worker:
         client_tls = self.client_tls.read(config)
         server_tls = self.server_tls.read(config)
         if _about_log(config) != _about_log(self.config):
-            log.configure(config.settings, quiet=log_is_quiet())
+            log.configure(config.settings)
         self.config = config
         self.host.logins.rules.use(rules)
         self.host.configure(config)
@@ -197,11 +218,12 @@ class Worker:
         try:
             path = self.config.settings.conffile or self.config.path
             fresh = configuration.load(path, self._overrides, self._environ)
-            self._carry_out(plan(self.config, fresh))
+            self.carry_out(plan(self.config, fresh))
         finally:
             self.systemd.ready()
 
-    def _carry_out(self, change: ReloadPlan) -> None:
+    def carry_out(self, change: ReloadPlan) -> None:
+        """RELOAD, when everything has been read. Raises ConfigError; the old state stays in force then."""
         now = monotonic()
         self.apply(change.config)
         if change.auth_file_changed or self.config.implied_users:
@@ -224,17 +246,13 @@ class Worker:
     async def run(self, ready: Callable[[], None]) -> None:
         """Listen and serve until told to stop. Raises ConfigError when it cannot even begin."""
         self._stopped = asyncio.Event()
-        inherited = self.systemd.sockets()
-        if inherited:
-            await self.listener.adopt(inherited, self.config.settings, "from systemd", own_files=False)
-        elif not self.listener.sockets:  # else they were taken over
-            await self.listener.open(self.config.settings)
-        for warning in self.config.warnings:
-            log.get_logger().warning(warning)
         self._stats_due = monotonic() + self.config.settings.stats_period
+        if self.membership is None:
+            await self._listen()
         ready()
         self.systemd.ready()
-        self.tasks.start(self.observation.listen(), "metrics")
+        if self.membership is None:
+            self.tasks.start(self.observation.listen(), "metrics")
         ticking = self.tasks.start(self._tick_forever(), "janitor")
         try:
             await self._stopped.wait()
@@ -246,6 +264,16 @@ class Worker:
             await self.tasks.stop()
             self.host.close()
             await asyncio.sleep(0)  # what was written last goes out
+
+    async def _listen(self) -> None:
+        """Raises ConfigError."""
+        inherited = self.systemd.sockets()
+        if inherited:
+            await self.listener.adopt(inherited, self.config.settings, "from systemd", own_files=False)
+        elif not self.listener.sockets:  # else they were taken over
+            await self.listener.open(self.config.settings)
+        for warning in self.config.warnings:
+            log.get_logger().warning(warning)
 
     def _close_everybody(self) -> None:
         now = monotonic()
@@ -275,11 +303,13 @@ class Worker:
         self.control.tick(now)
         self.dns.tick(now)
         self.watch.tick(now)
+        if self.membership is not None:
+            self.membership.leases.ledger.tick(now)
         if now >= self._stats_due:
             period = self.config.settings.stats_period
             self._stats_due = now + period
             self.stats.snapshot(now)
-            if self.config.settings.log_stats:
+            if self.config.settings.log_stats and self.membership is None:
                 log.get_logger().info(self.stats.line())
         if self.closing is not None:
             self._look_for_end()
@@ -362,11 +392,12 @@ class Worker:
         if delay > 0:
             self.observation.is_draining = True
             log.get_logger().info(f"not ready any more, shutting down in {delay:g} s")
-            self.call_later(delay, partial(self._begin_shutdown, mode))
+            self.call_later(delay, partial(self.begin_shutdown, mode))
         else:
-            self._begin_shutdown(mode)
+            self.begin_shutdown(mode)
 
-    def _begin_shutdown(self, mode: str) -> None:
+    def begin_shutdown(self, mode: str) -> None:
+        """`wait_for_servers` or `wait_for_clients`, without the delay."""
         self.systemd.stopping(f"Waiting for {mode.removeprefix('wait_for_')}")
         self.listener.close_tcp()
         self.closing = errors.SHUTTING_DOWN
@@ -389,10 +420,16 @@ class Worker:
     def _look_for_end(self) -> None:
         if self._waits_for_servers:
             if not any(pool.server_count for pool in self.registry.pools.values()):
-                log.get_logger().info("server connections dropped, exiting")
-                self._stop()
+                self._drained("server connections dropped, exiting")
         elif not any(pool.client_count for pool in self.registry.pools.values() if not pool.database.is_admin):
-            log.get_logger().info("client connections dropped, exiting")
+            self._drained("client connections dropped, exiting")
+
+    def _drained(self, message: str) -> None:
+        """Of several workers, the last one that is done ends them all: a console may be anywhere."""
+        if self.membership is not None:
+            self.membership.drained()
+        else:
+            log.get_logger().info(message)
             self._stop()
 
     def _stop(self) -> None:
@@ -417,15 +454,3 @@ def _about_log(config: Config) -> tuple[object, ...]:
         settings.syslog_facility,
     )
 
-
-_quiet = False
-
-
-def be_quiet(quiet: bool) -> None:
-    """-q holds over RELOAD."""
-    global _quiet
-    _quiet = quiet
-
-
-def log_is_quiet() -> bool:
-    return _quiet

@@ -42,6 +42,7 @@ class Statements:
         self._by_rest: dict[bytes, Statement] = {}
         self._by_number: dict[int, Statement] = {}
         self._numbers: i64 = 0
+        self._step: i64 = 1
         self._epoch: i64 = 0
         self.size: i64 = 0  # bytes that the statements which clients hold take, names included
         self.limit: i64 = 0  # of `size`; 0: none
@@ -56,7 +57,7 @@ class Statements:
         """
         found = self._by_rest.get(rest)
         if found is None or found.epoch != self._epoch:
-            self._numbers += 1
+            self._numbers += self._step
             found = Statement(rest, self._numbers)
             found.epoch = self._epoch
             self._by_rest[rest] = found
@@ -89,8 +90,13 @@ class Statements:
 
     def number_from(self, number: i64) -> None:
         """Names up to `number` are in use on servers that we take over."""
-        if number > self._numbers:
-            self._numbers = number
+        while self._numbers < number:
+            self._numbers += (number - self._numbers + self._step - 1) // self._step * self._step
+
+    def number_by(self, first: i64, step: i64) -> None:
+        """Several processes share servers: `first`, `first` + `step`, and so on are ours."""
+        self._numbers = first - step
+        self._step = step
 
     def taken_over(self, rest: bytes, number: i64) -> Statement:
         """A statement that another process has numbered. The caller holds it (`let_go`)."""
@@ -115,7 +121,7 @@ class Statements:
     def rename(self, statement: Statement) -> None:
         """The plans of this statement are stale everywhere: under its new name each server prepares it anew."""
         self._by_number.pop(int(statement.number), None)
-        self._numbers += 1
+        self._numbers += self._step
         statement.number = self._numbers
         statement.name = PREFIX + b"%d" % int(self._numbers)
         self._by_number[int(statement.number)] = statement

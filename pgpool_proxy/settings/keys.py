@@ -102,16 +102,24 @@ class Whole(Key):
 
     low: int = 0
     high: int = INT_MAX
+    zero: str = ""
+    """A word for 0."""
 
     @property
     def expected(self) -> str:
-        return f"a whole number from {self.low} to {self.high}"
+        return f"a whole number from {self.low} to {self.high}" + (f", or {self.zero}" if self.zero else "")
 
     def parse(self, text: str) -> Value:
-        number = strtol(uncommented(text))
+        plain = uncommented(text)
+        if self.zero and plain.lower() == self.zero:
+            return 0
+        number = strtol(plain)
         if number is None or not self.low <= number <= self.high:
             raise self.refuse(text)
         return number
+
+    def show(self, value: Value) -> str | None:
+        return self.zero if self.zero and value == 0 else super().show(value)
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,8 @@ class Settings(BaseSettings):
     unix_socket_mode: Annotated[int, Whole("mode of the unix socket, octal with a leading 0", high=0o7777, default_text="0777", changeable=False)] = 0o777
     user: Annotated[str | None, Text("system user to become when started as root", changeable=False, unset=True)] = None
     verbose: Annotated[int, Whole("1 adds DEBUG, 2 and more NOISE", unset=True)] = 0
+    worker_timeout: Annotated[float, Seconds("with several workers: replace one that was not heard of for that long; 0 = never", own=True)] = 10.0
+    workers: Annotated[int, Whole("processes that serve clients, as one pool; auto = as many as there are cores", high=64, zero="auto", own=True, changeable=False)] = 1
     # fmt: on
 
     @field_validator("*", mode="before")

@@ -91,6 +91,16 @@ def needs_new_servers(old: DatabaseEntry, new: DatabaseEntry) -> bool:
     return before != after
 
 
+def leads_elsewhere(old: Config, new: Config) -> bool:
+    """Whether what servers report may differ: another host, another TLS set-up."""
+    tls = [name for name in KEYS if name.startswith("server_tls")]
+    return (
+        old.databases != new.databases
+        or old.autodb != new.autodb
+        or any(getattr(old.settings, name) != getattr(new.settings, name) for name in tls)
+    )
+
+
 def set_value(config: Config, name: str, text: str) -> Config:
     """The console's SET: another Config. Raises ConfigError for an unknown key or a bad value; a key that only a
     restart changes is accepted without effect. The next RELOAD undoes it, as far as the key has a default."""

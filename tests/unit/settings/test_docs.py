@@ -24,7 +24,8 @@ def values(key: Key) -> str:
     if isinstance(key, Word):
         return ", ".join(key.words)
     if isinstance(key, Whole):
-        return f"from {key.low}" if key.high == INT_MAX else f"{key.low} to {key.high}"
+        numbers = f"from {key.low}" if key.high == INT_MAX else f"{key.low} to {key.high}"
+        return f"{numbers}, or {key.zero}" if key.zero else numbers
     return "0, 1" if isinstance(key, Flag) else "seconds" if isinstance(key, Seconds) else "text"
 
 

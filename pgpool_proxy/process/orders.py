@@ -1,0 +1,314 @@
+"""What operators order, at the supervisor: carried out by all workers, answered when all are done.
+
+An order comes from the worker whose console it was typed into, or from a signal. What it changes for good (paused and disabled
+databases, the configuration) is noted, for the workers to come. A worker that does not take an order in time is named in the
+answer; one that dies meanwhile is waited for no longer, since what replaces it begins with what is noted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from pgpool_proxy import errors, log
+from pgpool_proxy.admin import control as admin
+from pgpool_proxy.admin import workers as table_of_workers
+from pgpool_proxy.admin.answers import Answer, Missing, from_json, merge_answers, to_json, to_undo
+from pgpool_proxy.errors import ConfigError, Report
+from pgpool_proxy.process.channel import Message
+from pgpool_proxy.process.packing import packed
+from pgpool_proxy.process.worker_process import WorkerProcess
+from pgpool_proxy.settings.reload import set_value
+
+if TYPE_CHECKING:
+    from pgpool_proxy.process.supervisor import Supervisor
+
+ACK_S: Final = 5.0  # for a worker to say that it has understood, or to give its rows
+WORKERS: Final = "WORKERS"  # the table that says more than workers know of themselves
+Answered = Callable[[Report | None], None]
+
+
+class Order:
+    """One that is being carried out. `undone`: the same in reverse, for those that succeeded while others did not."""
+
+    def __init__(self, number: int, name: str, arguments: list[Any], answered: Answered, now: float) -> None:
+        self.number = number
+        self.name = name
+        self.arguments = arguments
+        self.answered: Answered | None = answered
+        self.began = now
+        self.waiting: dict[int, int] = {}  # worker -> its slot
+        self.unheard: set[int] = set()  # workers that have not said that they understood
+        self.answers: dict[int, Answer] = {}  # by slot
+        self.asker: tuple[int, int] | None = None  # worker, and the number that it knows this by
+
+    def __repr__(self) -> str:
+        return f"<Order {self.number} {self.name} waiting={sorted(self.waiting.values())}>"
+
+
+class Question:
+    """Rows of a SHOW that are being collected."""
+
+    def __init__(self, number: int, table: str, told: Callable[[list[tuple[int, Any]]], None], now: float) -> None:
+        self.number = number
+        self.table = table
+        self.told = told
+        self.began = now
+        self.waiting: dict[int, int] = {}
+        self.records: dict[tuple[int, int], list[Any]] = {}  # by slot and worker
+
+
+class Orders:
+    """See the module's docstring."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._numbers = 0
+        self._orders: dict[int, Order] = {}
+        self._questions: dict[int, Question] = {}
+        self.is_paused = False
+        self.is_suspended = False
+        self._paused: set[str] = set()
+        self._disabled: set[str] = set()
+
+    # --- what is noted ------------------------------------------------------------------------------------------------
+    def standing(self) -> dict[str, Any]:
+        """What a new worker has to begin with."""
+        return {
+            "is_paused": self.is_paused,
+            "is_suspended": self.is_suspended,
+            "paused": sorted(self._paused),
+            "disabled": sorted(self._disabled),
+        }
+
+    def _note(self, order: Order) -> None:
+        """It was carried out."""
+        database: str | None = order.arguments[0] if order.arguments else None
+        if order.name in ("pause", "kill"):
+            if database is not None:
+                self._paused.add(database)
+            elif order.name == "pause":
+                self.is_paused = True
+            else:
+                self._paused.update(self._supervisor.config.databases)
+        elif order.name == "resume":
+            if database is None:
+                self.is_paused = self.is_suspended = False
+            else:
+                self._paused.discard(database)
+        elif order.name == "suspend":
+            self.is_suspended = True
+        elif order.name == "reconnect":
+            self._supervisor.forget_reported()
+        elif order.name == "disable" and database is not None:
+            self._disabled.add(database)
+        elif order.name == "enable" and database is not None:
+            self._disabled.discard(database)
+
+    # --- orders -------------------------------------------------------------------------------------------------------
+    def give(self, name: str, arguments: list[Any], answered: Answered) -> Order | None:
+        """Carry it out; `answered` is called at once or later. None: it is done, or refused."""
+        supervisor = self._supervisor
+        if name == "shutdown":
+            self._shutdown(arguments[0], answered)
+            return None
+        if name == "restart":
+            self._restart(answered)
+            return None
+        if name in ("reload", "set"):
+            return self._configure(name, arguments, answered)
+        if name == "suspend":
+            supervisor.listener.stop_accepting()
+        return self._broadcast(name, arguments, answered)
+
+    def _broadcast(self, name: str, arguments: list[Any], answered: Answered) -> Order | None:
+        self._numbers += 1
+        order = Order(self._numbers, name, arguments, answered, monotonic())
+        for worker in self._supervisor.workers:
+            if worker.takes_orders:
+                order.waiting[worker.number] = worker.slot
+                order.unheard.add(worker.number)
+                worker.send({"is": "do", "id": order.number, "name": name, "arguments": arguments})
+        self._orders[order.number] = order
+        self._look(order)
+        return order if order.number in self._orders else None
+
+    def undo(self, order: Order) -> None:
+        """It is not wanted any more: its asker has been told so."""
+        if self._orders.pop(order.number, None) is not None:
+            for worker in self._supervisor.workers:
+                if worker.number in order.waiting:
+                    worker.send({"is": "undo", "id": order.number})
+                    order.answers[worker.slot] = errors.CANCELED
+            self._take_back(order)
+
+    def _take_back(self, order: Order) -> None:
+        """Some have paused, others have not: none shall be."""
+        done = to_undo(order.name, order.answers)
+        if done:
+            for worker in self._supervisor.workers:
+                if worker.slot in done:
+                    worker.send({"is": "do", "id": 0, "name": "resume", "arguments": order.arguments[:1] or [None]})
+        if order.name == "suspend":
+            self._accept_again()
+
+    def _look(self, order: Order) -> None:
+        """Is it done?"""
+        if order.waiting:
+            return
+        self._orders.pop(order.number, None)
+        report = merge_answers(order.name, order.answers, ACK_S)
+        if report is None or report.severity == "NOTICE":
+            self._note(order)
+            if order.name == "resume" and order.arguments[:1] == [None]:
+                self._accept_again()
+        else:
+            self._take_back(order)
+        answered = order.answered
+        order.answered = None
+        if answered is not None:
+            answered(report)
+
+    def _accept_again(self) -> None:
+        supervisor = self._supervisor
+        if not supervisor.closing:
+            supervisor.tasks.start(supervisor.listener.go_on_accepting(), "accepting again")
+
+    def _shutdown(self, mode: str, answered: Answered) -> None:
+        supervisor = self._supervisor
+        if mode != admin.AT_ONCE:
+            answered(admin.POOLER_CLOSING if supervisor.closing else None)  # before: when nobody is there, this is the end
+            if supervisor.closing:
+                return
+        supervisor.shutdown(mode)
+
+    def _configure(self, name: str, arguments: list[Any], answered: Answered) -> Order | None:
+        """RELOAD and SET: the new configuration is this process's own when all workers have it."""
+        supervisor = self._supervisor
+        failed = admin.RELOAD_FAILED if name == "reload" else admin.SET_FAILED
+        try:
+            fresh = supervisor.loaded() if name == "reload" else set_value(supervisor.config, arguments[0], arguments[1])
+        except ConfigError as failure:
+            if name == "reload":
+                log.get_logger().error(f"RELOAD failed, the old configuration stays: {failure}")
+                supervisor.systemd.ready()
+            answered(failed.with_detail(str(failure)))
+            return None
+
+        def done(report: Report | None) -> None:
+            if report is None or report.severity == "NOTICE":
+                supervisor.use(fresh)
+            if name == "reload":
+                supervisor.systemd.ready()
+            answered(report)
+
+        return self._broadcast("configure", [name, packed(fresh)], done)
+
+    def _restart(self, answered: Answered) -> None:
+        supervisor = self._supervisor
+
+        async def work() -> None:
+            try:
+                await supervisor.restart()
+            except ConfigError as failure:
+                log.get_logger().error(f"RESTART failed: {failure}")
+                answered(admin.RESTART_FAILED.with_detail(str(failure)))
+            else:
+                answered(None)
+
+        if supervisor.is_restarting or supervisor.closing:
+            answered(admin.NOT_NOW)
+        else:
+            supervisor.tasks.start(work(), "restart")
+
+    # --- questions ----------------------------------------------------------------------------------------------------
+    def ask(self, table: str, told: Callable[[list[tuple[int, Any]]], None]) -> None:
+        """Collect every worker's part of a SHOW; those that do not answer in time are left out."""
+        self._numbers += 1
+        question = Question(self._numbers, table, told, monotonic())
+        for worker in self._supervisor.workers:
+            if worker.takes_orders:
+                question.waiting[worker.number] = worker.slot
+                worker.send({"is": "part", "id": question.number, "table": table})
+        self._questions[question.number] = question
+        self._look_at(question)
+
+    def _look_at(self, question: Question) -> None:
+        if not question.waiting and self._questions.pop(question.number, None) is not None:
+            parts = [(slot, records) for (slot, _), records in sorted(question.records.items())]
+            if question.table == WORKERS:
+                parts.insert(0, (0, list(table_of_workers.records(self._supervisor.figures()))))
+            question.told(parts)
+
+    # --- what workers say ---------------------------------------------------------------------------------------------
+    def received(self, worker: WorkerProcess, message: Message) -> bool:
+        """True: it was about an order or a question."""
+        kind = message["is"]
+        if kind == "order":
+            self._ordered(worker, message)
+        elif kind == "undo":
+            for order in list(self._orders.values()):
+                if order.asker == (worker.number, message["id"]):
+                    self.undo(order)
+        elif kind == "accepted":
+            found = self._orders.get(message["id"])
+            if found is not None:
+                found.unheard.discard(worker.number)
+        elif kind == "done":
+            found = self._orders.get(message["id"])
+            if found is not None and worker.number in found.waiting:
+                slot = found.waiting.pop(worker.number)
+                if slot not in found.answers or found.answers[slot] is None:
+                    found.answers[slot] = from_json(message["report"])
+                self._look(found)
+        elif kind == "show":
+            identifier, asker = message["id"], worker
+            self.ask(
+                message["table"], lambda parts: asker.send({"is": "parts", "id": identifier, "parts": parts})
+            )
+        elif kind == "part_is":
+            question = self._questions.get(message["id"])
+            if question is not None and worker.number in question.waiting:
+                slot = question.waiting[worker.number]
+                question.records.setdefault((slot, worker.number), []).extend(message["records"])
+                if not message["more"]:
+                    del question.waiting[worker.number]
+                    self._look_at(question)
+        else:
+            return False
+        return True
+
+    def _ordered(self, worker: WorkerProcess, message: Message) -> None:
+        def answered(report: Report | None) -> None:
+            worker.send({"is": "answer", "id": message["id"], "report": to_json(report)})
+
+        order = self.give(message["name"], message["arguments"], answered)
+        if order is not None:
+            order.asker = worker.number, message["id"]
+
+    # --- who does not answer ------------------------------------------------------------------------------------------
+    def left(self, worker: WorkerProcess) -> None:
+        """A worker has ended: nobody waits for it."""
+        for order in list(self._orders.values()):
+            if order.waiting.pop(worker.number, None) is not None:
+                self._look(order)
+        for question in list(self._questions.values()):
+            if question.waiting.pop(worker.number, None) is not None:
+                self._look_at(question)
+
+    def tick(self, now: float) -> None:
+        for order in list(self._orders.values()):
+            if order.unheard and now - order.began >= ACK_S:
+                for number in list(order.unheard):
+                    order.unheard.discard(number)
+                    slot = order.waiting.pop(number, None)
+                    if slot is not None:
+                        order.answers[slot] = Missing.LATE
+                self._look(order)
+        for question in list(self._questions.values()):
+            if question.waiting and now - question.began >= ACK_S:
+                late = ", ".join(str(slot) for slot in sorted(question.waiting.values()))
+                log.get_logger().warning(f"SHOW {question.table}: no answer from worker {late}")
+                question.waiting.clear()
+                self._look_at(question)

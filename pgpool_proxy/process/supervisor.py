@@ -1,0 +1,407 @@
+"""Several workers, one pool: the process that keeps the listening sockets and the ledger, and serves nobody itself.
+
+Theory of operation
+-------------------
+Every connection is accepted here and given to the worker with the fewest (doorman.py). Workers ask here before they open a
+server (lease_desk.py), and tell of each that they have, so that a lease is free only when the server has really gone
+(server_sockets.py). What an operator orders goes through here to all workers (orders.py). A worker that ends is replaced at
+once, later and later when it keeps ending; one that is not heard of for worker_timeout is ended first. RESTART replaces them
+one by one: the new one starts, the old one gives it its clients and servers. Workers end with this process, since their
+channels do.
+
+What is said on the channels is listed in membership.py, the workers' side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Mapping
+from functools import partial
+from time import monotonic
+from typing import Final
+
+from pgpool_proxy import log
+from pgpool_proxy.admin.control import WorkerFigures
+from pgpool_proxy.errors import ConfigError, Report
+from pgpool_proxy.net.tasks import Tasks
+from pgpool_proxy.process.about import package_version
+from pgpool_proxy.process.channel import Message
+from pgpool_proxy.process.doorman import Doorman
+from pgpool_proxy.process.lease_desk import LeaseDesk
+from pgpool_proxy.process.orders import Orders
+from pgpool_proxy.process.packing import packed
+from pgpool_proxy.process.spawner import Spawner, SpawnFailed
+from pgpool_proxy.process.systemd import Systemd
+from pgpool_proxy.process.worker_process import ACTIVE, GONE, RETIRING, STARTING, WorkerProcess
+from pgpool_proxy.settings import config as configuration
+from pgpool_proxy.settings.config import Config
+from pgpool_proxy.settings.reload import leads_elsewhere, plan
+
+TICK_S: Final = 0.05
+PROMPT_S: Final = 10.0  # a worker that lived that long is replaced at once
+FIRST_PAUSE_S: Final = 0.1  # before one that did not is replaced; it doubles up to:
+LONGEST_PAUSE_S: Final = 10.0
+FULL: Final = 1 << 20  # bytes that wait for a worker to read them: it is given no clients
+IDS_AHEAD: Final = 100_000  # ids that a worker may have made since it was last heard of
+START_S: Final = 30.0  # for a worker to start
+END_S: Final = 5.0  # for workers to end
+
+
+class Supervisor:
+    """See the module's theory of operation."""
+
+    def __init__(
+        self, config: Config, overrides: Mapping[str, str], environ: Mapping[str, str], spawner: Spawner, count: int
+    ) -> None:
+        self.config = config
+        self._overrides = overrides
+        self._environ = environ
+        self._spawner = spawner
+        self.count = count
+        self.tasks = Tasks()
+        self.systemd = Systemd(environ)
+        self.listener = Doorman(lambda: self._least_busy() is not None, self._take).listener
+        self.workers: list[WorkerProcess] = []
+        self.restarts: dict[int, int] = {}  # by slot
+        self.leases = LeaseDesk(self)
+        self.orders = Orders(self)
+        self.secret = os.urandom(32)  # what logins of unknown users are mocked from: one for all workers
+        self.is_restarting = False
+        self.closing = ""  # the mode of the shutdown that is under way
+        self._totals: dict[int, dict[str, list[int]]] = {}  # by slot: what a worker that died had counted
+        self._reported: dict[tuple[str, str], object] = {}  # by database and user: what servers report at login
+        self._numbers = 0  # of worker processes
+        self._pauses: dict[int, float] = {}  # by slot, before the next replacement
+        self._newest_id = 0
+        self._newest_statement = 0
+        self._turn = 0
+        self._stopped = asyncio.Event()
+        self._is_up = False
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serve until told to stop. Raises ConfigError when it cannot even begin."""
+        inherited = self.systemd.sockets()
+        self.listener.stop_accepting()  # until there is a worker
+        if inherited:
+            await self.listener.adopt(inherited, self.config.settings, "from systemd", own_files=False)
+        elif not self.listener.sockets:
+            await self.listener.open(self.config.settings)
+        try:
+            await self._start_all()
+            self._is_up = True
+            await self.listener.go_on_accepting()
+            for warning in self.config.warnings:
+                log.get_logger().warning(warning)
+            ready()
+            self.systemd.ready()
+            self.tasks.start(self._tick_forever(), "supervisor")
+            await self._stopped.wait()
+        finally:
+            self.listener.close()
+            await self._end_all()
+            await self.tasks.stop()
+            self.leases.close()
+            self._spawner.close()
+
+    async def _start_all(self) -> None:
+        """The first workers. Raises ConfigError when one of them cannot start."""
+        try:
+            fresh = [await self._start(slot) for slot in range(1, self.count + 1)]
+            async with asyncio.timeout(START_S):
+                await asyncio.gather(*(worker.ready() for worker in fresh))
+        except (SpawnFailed, TimeoutError) as error:
+            raise ConfigError(f"a worker does not start: {error}", key="workers") from error
+
+    async def _start(self, slot: int) -> WorkerProcess:
+        """A process for this slot; it is not ready yet. Raises SpawnFailed."""
+        self._numbers += 1
+        worker = WorkerProcess(self._numbers, slot)
+        first: Message = {
+            "is": "init",
+            "version": package_version(),
+            "number": worker.number,
+            "slot": slot,
+            "slots": self.count,
+            "secret": self.secret.hex(),
+            "newest_id": self._newest_id + IDS_AHEAD if self._is_up else 0,
+            "newest_statement": self._newest_statement + IDS_AHEAD if self._is_up else 0,
+            "quiet": log.is_quiet(),
+            "config": packed(self.config),
+            "overrides": dict(self._overrides),
+            "totals": self._totals.pop(slot, {}),
+            "reported": [[*key, parameters] for key, parameters in self._reported.items()],
+            **self.orders.standing(),
+        }
+        self.workers.append(worker)
+        try:
+            await worker.start(self._spawner, first, self._received, self._lost)
+        except SpawnFailed:
+            self.workers.remove(worker)
+            raise
+        self.leases.joined(worker)
+        return worker
+
+    async def _end_all(self) -> None:
+        for worker in self.workers:
+            worker.send({"is": "stop"})
+        deadline = monotonic() + END_S
+        while self.workers and monotonic() < deadline:  # noqa: ASYNC110 - their ends come as events of the loop
+            await asyncio.sleep(0.01)
+        for worker in self.workers:
+            log.get_logger().warning(f"worker {worker.slot} (pid {worker.pid}) does not end: killed")
+            worker.kill()
+
+    def figures(self) -> list[WorkerFigures]:
+        """What workers cannot say of themselves, and of those who do not answer what they have said last."""
+        return [
+            WorkerFigures(
+                number=worker.slot,
+                pid=worker.pid,
+                state=worker.state,
+                leases=self.leases.leases_of(worker),
+                restarts=self.restarts.get(worker.slot, 0),
+            )
+            for worker in self.workers
+        ]
+
+    # --- clients ------------------------------------------------------------------------------------------------------
+    def _take(self, connection: socket.socket, is_unix: bool) -> None:
+        """Give a connection to a worker."""
+        self._turn += 1
+        best = self._least_busy()
+        if best is not None:
+            over = self.leases.client_arrived(best)
+            best.send({"is": "client", "unix": is_unix, "over": over}, (connection.fileno(),))
+
+    def _least_busy(self) -> WorkerProcess | None:
+        """The worker with the fewest clients; of equals, the next one in turn. None: there is none at the moment."""
+        best: WorkerProcess | None = None
+        fewest = 0
+        count = len(self.workers)
+        for at in range(count):
+            worker = self.workers[(self._turn + at) % count]
+            if worker.state == ACTIVE and worker.backlog < FULL and (best is None or self.leases.clients_of(worker) < fewest):
+                best = worker
+                fewest = self.leases.clients_of(worker)
+        return best
+
+    # --- what workers say ---------------------------------------------------------------------------------------------
+    def _received(self, worker: WorkerProcess, message: Message, descriptors: list[int]) -> None:
+        worker.heard_at = monotonic()
+        kind = message["is"]
+        if kind == "alive":
+            worker.servers = message["servers"]
+            worker.cpu_s = message["cpu"]
+            worker.memory = message["memory"]
+            worker.totals = message["totals"]
+            self._newest_id = max(self._newest_id, message["newest_id"])
+            self._newest_statement = max(self._newest_statement, message["newest_statement"])
+        elif kind == "ready":
+            worker.is_ready(message["pid"])
+            if self._is_up and not self.closing and not self.orders.is_suspended:
+                self.tasks.start(self.listener.go_on_accepting(), "accepting again")
+        elif kind == "failed":
+            problem = ConfigError(message["problem"], file=message["file"], line=message["line"], key=message["key"])
+            worker.has_failed(problem)
+            if self._is_up:
+                log.get_logger().error(f"worker {worker.slot} cannot start: {problem}")
+        elif kind == "reported":
+            self._reported[message["key"][0], message["key"][1]] = message["parameters"]
+            self._tell_others(worker, message)
+        elif kind in ("login_failed", "login_succeeded"):
+            self._tell_others(worker, message)
+        elif kind == "cancel":
+            self._cancel(worker, message)
+        elif kind == "cancelled":
+            self.tell(message["asker"], {"is": "cancelled", "id": message["id"]})
+        elif kind == "drained":
+            worker.is_drained = True
+            self._look_for_end()
+        elif kind in ("secrets", "retired"):
+            successor = self.successor(worker)
+            if successor is not None:
+                successor.send(message)
+            if kind == "retired":
+                worker.has_retired = successor is not None
+                worker.send({"is": "stop"})
+        elif not self.leases.received(worker, message, descriptors) and not self.orders.received(worker, message):
+            log.get_logger().error(f"worker {worker.slot} says what nobody understands: {kind}")
+
+    def forget_reported(self) -> None:
+        """Servers are to be opened anew: what they report is learned again."""
+        self._reported.clear()
+
+    def _tell_others(self, worker: WorkerProcess, message: Message) -> None:
+        for other in self.workers:
+            if other is not worker:
+                other.send(message)
+
+    def successor(self, worker: WorkerProcess) -> WorkerProcess | None:
+        """The worker that takes its place."""
+        for other in self.workers:
+            if other.slot == worker.slot and other.number > worker.number and other.state == ACTIVE:
+                return other
+        return None
+
+    def tell(self, number: int, message: Message, descriptors: tuple[int, ...] = ()) -> None:
+        """Say it to the worker of this number, if it lives."""
+        for worker in self.workers:
+            if worker.number == number:
+                worker.send(message, descriptors)
+
+    def _cancel(self, asker: WorkerProcess, message: Message) -> None:
+        """A CancelRequest whose key names another slot: there may be two workers in it, of which one gives its clients away."""
+        for worker in self.workers:
+            if worker.slot == message["slot"] and worker is not asker and worker.state != STARTING:
+                worker.send({"is": "cancel", "key": message["key"], "id": message["id"], "asker": asker.number})
+                if worker.state == ACTIVE:
+                    return
+        asker.send({"is": "cancelled", "id": message["id"]})
+
+    # --- workers that end ---------------------------------------------------------------------------------------------
+    def _lost(self, worker: WorkerProcess) -> None:
+        """Its process has ended."""
+        self.workers.remove(worker)
+        self.leases.left(worker)
+        self.orders.left(worker)
+        if not worker.has_retired:
+            self._totals[worker.slot] = worker.totals
+        lived = monotonic() - worker.started_at
+        worker.has_failed(SpawnFailed("it ended at once, see the log"))
+        if self._stopped.is_set() or not self._is_up:
+            return
+        if self.closing:
+            self._look_for_end()
+            return
+        if any(other.slot == worker.slot for other in self.workers):
+            return  # it has been replaced already
+        log.get_logger().error(f"worker {worker.slot} (pid {worker.pid}) has ended, starting another one")
+        pause = self._pauses.get(worker.slot, 0.0)
+        if lived >= PROMPT_S:
+            pause = 0.0
+        self._pauses[worker.slot] = min(max(pause * 2, FIRST_PAUSE_S), LONGEST_PAUSE_S)
+        if pause == 0 and not self.orders.is_suspended:
+            self.listener.stop_accepting()  # for a moment: else all who come back are given to the others
+        self.tasks.start(self._replace(worker.slot, pause), f"worker {worker.slot}")
+
+    async def _replace(self, slot: int, pause: float) -> None:
+        await asyncio.sleep(pause)
+        if self.closing:
+            return
+        self.restarts[slot] = self.restarts.get(slot, 0) + 1
+        try:
+            worker = await self._start(slot)
+            async with asyncio.timeout(START_S):
+                await worker.ready()
+        except ConfigError:
+            pass  # said already; it ends, and is replaced in turn
+        except (SpawnFailed, TimeoutError) as error:
+            log.get_logger().error(f"worker {slot} does not start: {error}")
+            if not any(one.slot == slot for one in self.workers):
+                self.tasks.start(self._replace(slot, LONGEST_PAUSE_S), f"worker {slot}")
+
+    async def restart(self) -> None:
+        """RESTART: new processes, one after the other, with what is on the disk now. Raises ConfigError when one cannot
+        start; those that were not replaced yet go on as they were."""
+        self.is_restarting = True
+        try:
+            await self._reload()
+            await self._spawner.renew()
+            for slot in range(1, self.count + 1):
+                await self._renew(slot)
+        except (SpawnFailed, TimeoutError) as error:
+            raise ConfigError(f"a worker does not start: {error}", key="RESTART") from error
+        finally:
+            self.is_restarting = False
+
+    async def _reload(self) -> None:
+        """RELOAD, for all workers. Raises ConfigError."""
+        done: asyncio.Future[Report | None] = asyncio.get_running_loop().create_future()
+        self.orders.give("reload", [], done.set_result)
+        report = await done
+        if report is not None and report.severity != "NOTICE":
+            raise ConfigError(f"{report.message}: {report.detail}", key="RELOAD")
+
+    async def _renew(self, slot: int) -> None:
+        old = [worker for worker in self.workers if worker.slot == slot and worker.state in (ACTIVE, RETIRING)]
+        fresh = await self._start(slot)
+        try:
+            async with asyncio.timeout(START_S):
+                await fresh.ready()
+        except BaseException:
+            fresh.kill()
+            raise
+        self.restarts[slot] = self.restarts.get(slot, 0) + 1
+        for worker in old:
+            worker.state = RETIRING
+            worker.send({"is": "retire"})
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+    async def _tick_forever(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            try:
+                self.tick(monotonic())
+            except Exception as error:
+                log.get_logger().error(f"the supervisor's clock failed: {error}", error=error)
+
+    def tick(self, now: float) -> None:
+        self.leases.tick(now)
+        self.orders.tick(now)
+        timeout = self.config.settings.worker_timeout
+        for worker in self.workers:
+            silent = now - worker.heard_at
+            if worker.state != STARTING and 0 < timeout <= silent:
+                log.get_logger().error(f"worker {worker.slot} (pid {worker.pid}) was not heard of for {silent:.1f} s: killed")
+                worker.kill()
+
+    # --- configuration ------------------------------------------------------------------------------------------------
+    def loaded(self) -> Config:
+        """What the files say now. Raises ConfigError."""
+        log.reopen()
+        self.systemd.reloading()
+        path = self.config.settings.conffile or self.config.path
+        return plan(self.config, configuration.load(path, self._overrides, self._environ)).config
+
+    def use(self, config: Config) -> None:
+        """Put a configuration into force here; the workers are told by `orders`."""
+        if leads_elsewhere(self.config, config):
+            self.forget_reported()
+        self.config = config
+        log.configure(config.settings, quiet=log.is_quiet())
+        self.leases.limits_changed()
+        self.listener.tune(config.settings)
+
+    # --- shutting down ------------------------------------------------------------------------------------------------
+    def shutdown(self, mode: str) -> None:
+        """As Worker.shutdown: a second call ends at once."""
+        if mode == "now" or self.closing:
+            self._stop()
+            return
+        self.closing = mode
+        delay = self.config.settings.shutdown_ready_delay
+        if delay > 0:
+            log.get_logger().info(f"not ready any more, shutting down in {delay:g} s")
+            asyncio.get_running_loop().call_later(delay, partial(self._begin_shutdown, mode))
+        else:
+            self._begin_shutdown(mode)
+
+    def _begin_shutdown(self, mode: str) -> None:
+        self.systemd.stopping(f"Waiting for {mode.removeprefix('wait_for_')}")
+        self.listener.close_tcp()
+        for worker in self.workers:
+            worker.send({"is": "closing", "mode": mode})
+        self._look_for_end()
+
+    def _look_for_end(self) -> None:
+        if self.closing and all(worker.is_drained or worker.state == GONE for worker in self.workers):
+            what = "server connections" if self.closing == "wait_for_servers" else "client connections"
+            log.get_logger().info(f"{what} dropped, exiting")
+            self._stop()
+
+    def _stop(self) -> None:
+        self.systemd.stopping("Exiting")
+        self._stopped.set()

@@ -1,0 +1,483 @@
+"""Several workers that are one pool: limits, console, cancels, deaths, restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from fix_clients import Database, Login, answer, ask, error, rows, run, value
+from fix_postgres import Postgres
+from fix_proxy import MakeProxy, Proxy
+from fix_raw import MakeRawClient, RawClient, cancel_request
+from fix_wait import await_until, descendants, is_running, wait_until
+
+Make = Callable[..., Proxy]
+
+
+@pytest.fixture
+def make(make_proxy: MakeProxy, database: Database) -> Make:
+    """Daemons with two workers in front of the test's own database."""
+
+    def made(**settings: Any) -> Proxy:
+        entry = database.entry(**settings.pop("entry", {}))
+        settings = {"workers": 2, "pool_mode": "transaction", **settings}
+        return make_proxy(databases={"app": entry, **settings.pop("databases", {})}, **settings)
+
+    return made
+
+
+def worker_of(proxy: Proxy, client: RawClient) -> int:
+    """The worker that a client was given to."""
+    port = client.socket.getsockname()[1]
+    return next(int(row["worker"]) for row in proxy.admin("SHOW CLIENTS") if row["port"] == port)
+
+
+def workers(proxy: Proxy) -> list[dict[str, Any]]:
+    return proxy.admin("SHOW WORKERS")
+
+
+class Peak(threading.Thread):
+    """The highest number of backends of a database that pg_stat_activity ever shows."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(daemon=True)
+        self.highest = 0
+        self._database = database
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        count = "select count(*) from pg_stat_activity where datname = %s and backend_type = 'client backend'"
+        with self._database.server.connect(dbname="postgres") as connection:
+            while not self._over.is_set():
+                row = connection.execute(count, [self._database.name]).fetchone()
+                self.highest = max(self.highest, row[0] if row else 0)
+
+    def end(self) -> int:
+        self._over.set()
+        self.join(10)
+        return self.highest
+
+
+@contextmanager
+def peak(database: Database) -> Iterator[Peak]:
+    """Measured while the block runs."""
+    watch = Peak(database)
+    watch.start()
+    try:
+        yield watch
+    finally:
+        watch.end()
+
+
+async def keep_busy(proxy: Proxy, clients: int, transactions: int, seconds: float = 0.001) -> list[Exception]:
+    """So many clients with so many transactions each: what went wrong."""
+    problems: list[Exception] = []
+
+    async def one() -> None:
+        try:
+            async with await proxy.aconnect() as connection:
+                for _ in range(transactions):
+                    await connection.execute("select pg_sleep(%s)", [seconds])
+        except psycopg.Error as problem:
+            problems.append(problem)
+
+    await asyncio.gather(*(one() for _ in range(clients)))
+    return problems
+
+
+# --- limits ---------------------------------------------------------------------------------------------------------------
+async def test_a_pool_is_one_pool_whatever_the_number_of_workers(make: Make, database: Database) -> None:
+    proxy = make(workers=4, default_pool_size=5, max_client_conn=500)
+    with peak(database) as watch:
+        assert await keep_busy(proxy, clients=400, transactions=5) == []
+    assert watch.end() == 5
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+async def test_a_pool_of_one_serves_all(make: Make, database: Database, workers: int) -> None:
+    proxy = make(workers=workers, default_pool_size=1)
+    with peak(database) as watch:
+        assert await keep_busy(proxy, clients=12, transactions=20) == []
+    assert watch.end() == 1
+
+
+def test_an_idle_server_moves_to_where_somebody_waits(make: Make, database: Database, login: Login) -> None:
+    proxy = make(default_pool_size=1)
+    clients = [login(proxy) for _ in range(4)]
+    pids = {value(client, "select pg_backend_pid()") for client in clients for client in (client, *clients)}
+    assert len(pids) == 1
+    assert len(database.pids()) == 1
+
+
+def test_a_login_needs_no_server_of_its_own(make: Make, login: Login) -> None:
+    """All servers are busy in one worker: clients of the other are let in all the same."""
+    proxy = make(default_pool_size=1)
+    holder = login(proxy)
+    run(holder, "begin")
+    for _ in range(4):
+        login(proxy)
+
+
+def test_the_reserve_is_one_reserve(make: Make, database: Database, login: Login) -> None:
+    proxy = make(default_pool_size=1, reserve_pool_size=1, reserve_pool_timeout="0.2")
+    clients = [login(proxy) for _ in range(4)]
+    for client in clients:
+        ask(client, "begin")
+    wait_until(lambda: len(database.pids()) == 2, 10, "the reserve is used")
+    wait_until(lambda: proxy.show("POOLS", database="app")["cl_waiting"] == 2, 10, "two wait")
+    assert len(database.pids()) == 2
+    assert proxy.log_contains("taking connection from reserve_pool", times=1)
+
+
+def test_min_pool_size_is_kept_by_all_together(make: Make, database: Database, login: Login) -> None:
+    proxy = make(default_pool_size=8, min_pool_size=5)
+    login(proxy)
+    wait_until(lambda: len(database.pids()) == 5, 10, "min_pool_size is there")
+    for _ in range(3):
+        login(proxy)
+    wait_until(lambda: proxy.show("POOLS", database="app")["sv_idle"] == 5, 10, "all are idle")
+    assert len(database.pids()) == 5
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("max_client_conn", "no more connections allowed (max_client_conn)"),
+        ("max_db_client_connections", "client connections exceeded (max_db_client_connections)"),
+        ("max_user_client_connections", "client connections exceeded (max_user_client_connections)"),
+    ],
+)
+def test_clients_are_counted_together(
+    make: Make, login: Login, make_raw_client: MakeRawClient, limit: str, message: str
+) -> None:
+    proxy = make(**{limit: 6 if limit == "max_client_conn" else 5})
+    console = login(proxy, user="admin_user", database="pgbouncer")  # counts in max_client_conn
+    clients = [login(proxy) for _ in range(5)]
+    assert error(make_raw_client(proxy.port).login())["M"] == message
+    clients.pop().close()
+    wait_until(lambda: sum(int(row[3] or 0) for row in rows(console.query("SHOW WORKERS"))) == 5, 10, "four and the console")
+    login(proxy)
+
+
+def test_max_db_connections_is_shared_by_pools_and_workers(make: Make, database: Database, login: Login) -> None:
+    """An idle server of one user's pool gives way to another user's, wherever the two are."""
+    proxy = make(max_db_connections=2, users={"trust_user": "", "md5_user": "md5-secret"}, auth_type="trust")
+    for client in [login(proxy) for _ in range(4)]:
+        run(client, "select 1")
+    for client in [login(proxy, user="md5_user") for _ in range(4)]:
+        run(client, "select 1")
+    assert len(database.pids()) <= 2
+
+
+# --- clients --------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("by", ["tcp", "unix"])
+@pytest.mark.parametrize("count", [20, 200])
+def test_clients_are_spread_evenly(make: Make, login: Login, make_raw_client: MakeRawClient, by: str, count: int) -> None:
+    proxy = make(max_client_conn=1000)
+    for _ in range(count):
+        if by == "tcp":
+            login(proxy)
+        else:
+            make_raw_client(proxy.port, path=str(proxy.directory / f".s.PGSQL.{proxy.port}")).login()
+    shares = [row["clients"] for row in workers(proxy)]
+    assert sum(shares) == count + 1
+    assert max(shares) <= 0.6 * count
+
+
+def test_a_cancel_finds_its_client_in_any_worker(
+    make: Make, database: Database, login: Login, make_raw_client: MakeRawClient
+) -> None:
+    proxy = make()
+    for _ in range(4):
+        client = login(proxy)
+        for _ in range(3):
+            ask(client, "select pg_sleep(30)")
+            wait_until(lambda: database.pids(state="active"), 10, "it runs")
+            messenger = make_raw_client(proxy.port)
+            messenger.send(cancel_request(client.pid, client.secret))
+            assert messenger.read_to_end() == []
+            assert error(client.read_until(b"Z"))["C"] == "57014"
+        client.close()
+
+
+# --- one console ------------------------------------------------------------------------------------------------------------
+def test_show_tells_of_all(make: Make, login: Login) -> None:
+    proxy = make()
+    clients = [login(proxy) for _ in range(6)]
+    for client in clients:
+        run(client, "select 1")
+    for _ in range(2):  # whichever worker has the console
+        found = proxy.admin("SHOW CLIENTS")
+        assert len(found) == 7
+        assert len({row["id"] for row in found}) == 7
+        assert {row["worker"] for row in found} == {1, 2}
+        assert proxy.show("POOLS", database="app")["cl_active"] == 6
+        assert proxy.show("STATS_TOTALS", database="app")["query_count"] == 6
+        assert next(row["items"] for row in proxy.admin("SHOW LISTS") if row["list"] == "used_clients") == 7
+
+
+def test_show_workers(make: Make, login: Login) -> None:
+    proxy = make()
+    for _ in range(2):
+        run(login(proxy), "begin")
+    found = workers(proxy)
+    assert [row["worker"] for row in found] == [1, 2]
+    assert sum(row["clients"] for row in found) == 3
+    assert sum(row["servers"] for row in found) == sum(row["leases"] for row in found) == 2
+    assert {row["pid"] for row in found} < set(descendants(proxy.pid))
+    assert all(row["state"] == "active" and row["memory"] > 10_000_000 and row["restarts"] == 0 for row in found)
+
+
+def test_kill_client_reaches_any_worker(make: Make, login: Login) -> None:
+    proxy = make()
+    clients = [login(proxy) for _ in range(4)]
+    for row in proxy.admin("SHOW CLIENTS"):
+        if row["database"] == "app":
+            proxy.admin(f"KILL_CLIENT {row['id']}")
+    for client in clients:
+        assert error(client.read_to_end())["C"] == "57P01"
+    with pytest.raises(psycopg.Error, match="client not found"):
+        proxy.admin("KILL_CLIENT 123456")
+
+
+def test_pause_waits_for_all_and_resume_wakes_all(make: Make, database: Database, login: Login) -> None:
+    proxy = make()
+    holders = [login(proxy) for _ in range(4)]
+    for holder in holders:
+        run(holder, "begin")
+    with psycopg.connect(proxy.dsn(dbname="pgbouncer", user="admin_user"), autocommit=True) as console:
+        done = threading.Thread(target=lambda: console.execute("PAUSE app"), daemon=True)
+        done.start()
+        for holder in holders:
+            assert done.is_alive()
+            run(holder, "commit")
+        done.join(10)
+        assert not done.is_alive()
+    wait_until(lambda: database.pids() == [], 10, "the servers are closed")
+    for holder in holders:
+        ask(holder, "select 1")
+    wait_until(lambda: proxy.show("POOLS", database="app")["cl_waiting"] == 4, 10, "all wait")
+    proxy.admin("RESUME app")
+    for holder in holders:
+        assert answer(holder) == "1"
+
+
+def test_a_pause_that_times_out_is_undone_everywhere(make: Make, login: Login) -> None:
+    proxy = make()
+    holder = login(proxy)
+    run(holder, "begin")
+    with pytest.raises(psycopg.Error, match="PAUSE timed out"):
+        proxy.admin("PAUSE app TIMEOUT 0.3")
+    assert proxy.show("DATABASES", name="app")["paused"] == 0
+    for _ in range(4):
+        assert value(login(proxy), "select 1") == "1"
+
+
+def test_settings_change_in_all(make: Make, login: Login) -> None:
+    proxy = make(default_pool_size=2)
+    proxy.admin("SET default_pool_size = 3")
+    for _ in range(4):
+        assert {row["value"] for row in proxy.admin("SHOW CONFIG") if row["key"] == "default_pool_size"} == {"3"}
+    holders = [login(proxy) for _ in range(3)]
+    for holder in holders:
+        run(holder, "begin")
+    with pytest.raises(psycopg.Error, match="SET failed"):
+        proxy.admin("SET pool_mode = nonsense")
+    proxy.settings["default_pool_size"] = 4
+    proxy.reload()
+    fourth = login(proxy)
+    run(fourth, "begin")
+    assert proxy.show("POOLS", database="app")["sv_active"] == 4
+
+
+def test_a_broken_file_keeps_the_old_state_in_all(make: Make, login: Login) -> None:
+    proxy = make()
+    proxy.ini.write_text(proxy.ini.read_text() + "\nno_such_key = 1\n")
+    with pytest.raises(psycopg.Error, match="RELOAD failed"):
+        proxy.admin("RELOAD")
+    for _ in range(4):
+        assert value(login(proxy), "select 1") == "1"
+
+
+def test_disabled_and_removed_databases(make: Make, make_raw_client: MakeRawClient, database: Database) -> None:
+    proxy = make(databases={"second": database.entry()})
+    proxy.admin("DISABLE app")
+    for _ in range(4):
+        assert error(make_raw_client(proxy.port).login())["M"] == 'database "app" is disabled'
+    proxy.admin("ENABLE app")
+    del proxy.databases["second"]
+    proxy.reload()
+    for _ in range(4):
+        assert error(make_raw_client(proxy.port).login(database="second"))["C"] == "3D000"
+
+
+# --- workers that die -------------------------------------------------------------------------------------------------------
+def test_a_worker_that_is_killed_is_replaced_and_its_servers_with_it(make: Make, database: Database, login: Login) -> None:
+    proxy = make(default_pool_size=2)
+    clients: dict[int, RawClient] = {}
+    while len(clients) < 2:
+        client = login(proxy)
+        clients.setdefault(worker_of(proxy, client), client)
+    for client in clients.values():
+        run(client, "begin")
+    victim = workers(proxy)[0]
+    ask(clients[1], "select pg_sleep(60)")
+    wait_until(lambda: database.pids(state="active"), 10, "it runs")
+    with peak(database) as watch:
+        os.kill(victim["pid"], signal.SIGKILL)
+        assert clients[1].is_closed()
+        proxy.wait_log(rf"worker 1 \(pid {victim['pid']}\) has ended, starting another one")
+        others = [login(proxy) for _ in range(4)]
+        for other in others:
+            run(other, "select 1")
+    assert watch.end() <= 2
+    assert value(clients[2], "select 1") == "1"
+    fresh = workers(proxy)[0]
+    assert fresh["pid"] != victim["pid"]
+    assert fresh["restarts"] == 1
+
+
+def test_a_new_worker_knows_what_was_ordered(make: Make, make_raw_client: MakeRawClient, login: Login) -> None:
+    proxy = make()
+    proxy.admin("SET query_wait_timeout = 7")
+    proxy.admin("DISABLE app")
+    for row in workers(proxy):
+        os.kill(row["pid"], signal.SIGKILL)
+        proxy.wait_log(rf"worker \d \(pid {row['pid']}\) has ended")
+    wait_until(lambda: [row["restarts"] for row in workers(proxy)] == [1, 1], 10, "both are replaced")
+    for _ in range(4):
+        assert error(make_raw_client(proxy.port).login())["M"] == 'database "app" is disabled'
+    assert {row["value"] for row in proxy.admin("SHOW CONFIG") if row["key"] == "query_wait_timeout"} == {"7"}
+    proxy.admin("ENABLE app")
+    for _ in range(4):
+        assert value(login(proxy), "select 1") == "1"
+
+
+def test_a_worker_that_hangs_is_replaced(make: Make, login: Login) -> None:
+    proxy = make(worker_timeout=1)
+    hung = workers(proxy)[0]["pid"]
+    os.kill(hung, signal.SIGSTOP)
+    proxy.wait_log(rf"worker 1 \(pid {hung}\) was not heard of for [\d.]+ s: killed")
+    wait_until(lambda: not is_running(hung), 10, "it is gone")
+    wait_until(lambda: [row["restarts"] for row in workers(proxy)] == [1, 0], 10, "it is replaced")
+    for _ in range(4):
+        assert value(login(proxy), "select 1") == "1"
+
+
+def test_an_order_names_the_worker_that_does_not_answer(make: Make, login: Login) -> None:
+    proxy = make(worker_timeout=60)
+    console = login(proxy, user="admin_user", database="pgbouncer")
+    own = worker_of(proxy, console)
+    hung = next(row for row in workers(proxy) if row["worker"] != own)
+    os.kill(hung["pid"], signal.SIGSTOP)
+    try:
+        assert error(console.query("DISABLE app"))["M"] == f"worker {hung['worker']} did not answer within 5 s"
+    finally:
+        os.kill(hung["pid"], signal.SIGCONT)
+
+
+def test_workers_end_with_their_supervisor(make: Make) -> None:
+    proxy = make()
+    workers(proxy)
+    children = descendants(proxy.pid)
+    assert len(children) == 3  # two workers, and what makes them
+    proxy.signal(signal.SIGKILL)
+    proxy.wait_exit()
+    wait_until(lambda: not any(map(is_running, children)), 10, "nobody is left")
+
+
+# --- the life of the daemon -------------------------------------------------------------------------------------------------
+def test_sigterm_waits_for_the_clients_of_all(make: Make, login: Login) -> None:
+    proxy = make()
+    clients = [login(proxy) for _ in range(4)]
+    proxy.signal(signal.SIGTERM)
+    proxy.wait_log("got SIGTERM")
+    for client in clients:
+        assert value(client, "select 1") == "1"
+        client.close()
+    assert proxy.wait_exit() == 0
+
+
+def test_sigint_ends_clients_that_wait_and_waits_for_servers(make: Make, login: Login) -> None:
+    proxy = make(default_pool_size=1)
+    holder, waiting = login(proxy), login(proxy)
+    run(holder, "begin")
+    ask(waiting, "select 1")
+    wait_until(lambda: proxy.show("POOLS", database="app")["cl_waiting"] == 1, 10, "it waits")
+    proxy.signal(signal.SIGINT)
+    assert error(waiting.read_to_end())["C"] == "57P01"
+    run(holder, "commit")
+    assert proxy.wait_exit() == 0
+
+
+async def test_restart_loses_no_transaction(make: Make, database: Database) -> None:
+    proxy = make(default_pool_size=4)
+    before = {row["pid"] for row in workers(proxy)}
+    database.sql("create table counted (n int)")
+
+    async def one(connection: Any, stop: asyncio.Event) -> int:
+        done = 0
+        while not stop.is_set():
+            async with connection.transaction():
+                await connection.execute("insert into counted values (1)")
+                await connection.execute("select pg_sleep(0.002)")
+            done += 1
+        return done
+
+    stop = asyncio.Event()
+    connections = [await proxy.aconnect(prepare_threshold=2) for _ in range(12)]
+    running = [asyncio.ensure_future(one(connection, stop)) for connection in connections]
+    await asyncio.to_thread(proxy.admin, "RESTART")
+    await await_until(lambda: not before & {row["pid"] for row in workers(proxy)}, 30, "the old ones have gone")
+    await await_until(lambda: not any(map(is_running, before)), 30, "and ended")
+    stop.set()
+    done = sum(await asyncio.gather(*running))
+    for connection in connections:
+        await connection.close()
+    assert database.sql("select count(*) from counted") == [(done,)]
+    assert proxy.show("STATS_TOTALS", database="app")["xact_count"] >= done
+
+
+def test_a_broken_configuration_restarts_nobody(make: Make, login: Login) -> None:
+    proxy = make()
+    before = [row["pid"] for row in workers(proxy)]
+    proxy.ini.write_text(proxy.ini.read_text() + "\nno_such_key = 1\n")
+    with pytest.raises(psycopg.Error, match="RESTART failed"):
+        proxy.admin("RESTART")
+    assert [row["pid"] for row in workers(proxy)] == before
+    assert value(login(proxy), "select 1") == "1"
+
+
+def test_one_process_cannot_restart(make: Make) -> None:
+    proxy = make(workers=1)
+    with pytest.raises(psycopg.Error, match="RESTART needs workers > 1"):
+        proxy.admin("RESTART")
+    assert descendants(proxy.pid) == []
+
+
+def test_a_bad_configuration_is_refused_at_start(make_proxy: MakeProxy, database: Database) -> None:
+    proxy = make_proxy(
+        databases={"app": database.entry()}, workers=2, client_tls_sslmode="require",
+        client_tls_cert_file="/nonexistent/cert", client_tls_key_file="/nonexistent/key", start=False,
+    )  # fmt: skip
+    assert proxy.run_to_end() == 1
+    assert proxy.log_contains("client_tls_key_file|client_tls_cert_file")
+
+
+def test_statements_of_servers_that_move_keep_their_names(
+    make: Make, database: Database, shared_postgres: Postgres
+) -> None:
+    """Each worker numbers statements for itself; a server that moves takes along what it has prepared."""
+    proxy = make(default_pool_size=1)
+    connections = [proxy.connect(prepare_threshold=0) for _ in range(4)]
+    for turn in range(10):
+        for at, connection in enumerate(connections):
+            assert connection.execute(f"select {at} + %s::int", [turn]).fetchone() == (at + turn,)
+            assert connection.execute("select 'shared' || %s::text", [at]).fetchone() == (f"shared{at}",)
