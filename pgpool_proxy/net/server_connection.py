@@ -5,12 +5,15 @@ An exception in here never reaches the loop: it closes this connection and is lo
 
 from __future__ import annotations
 
-from time import monotonic
-from typing import Protocol
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from pgpool_proxy.errors import ProtocolViolation
 from pgpool_proxy.session.server_session import ServerSession
 from pgpool_proxy.session.transport import Transport
+
+monotonic: Final[Callable[[], float]] = time.monotonic
 
 
 class Dock(Protocol):

@@ -491,6 +491,9 @@ class Link:
     def settle_fakes(self) -> None:
         """Answers that no server gives and whose turn has come go out after the message under way."""
         outstanding = self.outstanding
+        head = outstanding.head()
+        if head == NOTHING or (head & ACTION_MASK != FAKE and head & KIND_MASK != COPY_DONE):
+            return
         framer = self.from_server_framer
         outstanding.drop_copy_ends()
         head = outstanding.head()

@@ -31,6 +31,8 @@ NOTED_QUERY: Final = QUERY | NOTED
 NUMBER_SHIFT: Final = 13
 
 NOTHING: Final = -1
+KEPT_ENTRIES: Final = 64  # places that stay when the queue is empty; of names fewer, since they hold on to what stood in them
+KEPT_NAMES: Final = 4
 
 PARSED: Final = 0  # the client's Parse: gives the client a name and the server a statement
 PARSE_FAKED: Final = 1  # the client's Parse of what the server has: gives the client a name
@@ -65,12 +67,14 @@ class Outstanding:
     """The queue of one server. `skipping` is True from an error in the extended protocol until the client's next Sync."""
 
     def __init__(self) -> None:
-        self._entries: list[int] = []
+        self._entries: list[int] = []  # places, taken from _head to _tail: a list that empties costs a malloc
         self._head: i64 = 0
+        self._tail: i64 = 0
         self._notes: list[Pending] = []
         self._note_head: i64 = 0
-        self._names: list[bytes] = []  # the client's names of NAMED entries' statements, in order
+        self._names: list[bytes] = []  # the client's names of NAMED entries' statements, in order, in places like those
         self._name_head: i64 = 0
+        self._name_tail: i64 = 0
         self.skipping: bool = False
         self._unsettled: bool = False  # a Sync follows a note that is not settled yet
         self._queries: i64 = 0
@@ -88,13 +92,20 @@ class Outstanding:
 
     @property
     def is_empty(self) -> bool:
-        return self._head == len(self._entries)
+        return self._head == self._tail
 
     def __len__(self) -> int:
-        return len(self._entries) - int(self._head)
+        return int(self._tail - self._head)
+
+    def _append(self, entry: i64) -> None:
+        if self._tail < len(self._entries):
+            self._entries[self._tail] = int(entry)
+        else:
+            self._entries.append(int(entry))
+        self._tail += 1
 
     def push(self, entry: i64) -> None:
-        self._entries.append(int(entry))
+        self._append(entry)
         if entry == QUERY:
             self._queries += 1
         elif entry == SYNC:
@@ -104,18 +115,22 @@ class Outstanding:
 
     def push_named(self, entry: i64, name: bytes) -> None:
         """A Bind or Describe of a statement whose name was turned over."""
-        self._entries.append(int(entry | NAMED))
-        self._names.append(name)
+        self._append(entry | NAMED)
+        if self._name_tail < len(self._names):
+            self._names[self._name_tail] = name
+        else:
+            self._names.append(name)
+        self._name_tail += 1
 
     def push_noted(self, entry: i64, note: Pending) -> None:
-        self._entries.append(int(entry | NOTED))
+        self._append(entry | NOTED)
         self._notes.append(note)
         if entry == QUERY:
             self._queries += 1
 
     def head(self) -> i64:
         """The entry whose answer comes next, or NOTHING."""
-        if self._head == len(self._entries):
+        if self._head == self._tail:
             return NOTHING
         return self._entries[self._head]
 
@@ -127,15 +142,18 @@ class Outstanding:
             self._syncs -= 1
         elif entry & NAMED:
             self._name_head += 1
-            if self._name_head == len(self._names):
-                self._names.clear()
-                self._name_head = 0
+            if self._name_head == self._name_tail:
+                self._name_head = self._name_tail = 0
+                if len(self._names) > KEPT_NAMES:
+                    self._names.clear()
         self._head += 1
-        if self._head == len(self._entries):
-            self._entries.clear()
-            self._head = 0
-        elif self._head >= 1024 and self._head * 2 >= len(self._entries):
+        if self._head == self._tail:
+            self._head = self._tail = 0
+            if len(self._entries) > KEPT_ENTRIES:
+                self._entries.clear()
+        elif self._head >= 1024 and self._head * 2 >= self._tail:
             del self._entries[: self._head]
+            self._tail -= self._head
             self._head = 0
 
     def pop_note(self) -> Pending:
@@ -153,9 +171,10 @@ class Outstanding:
 
     def last_kind(self) -> i64:
         """Message type of the newest entry, or NOTHING."""
-        if self._head == len(self._entries):
+        if self._head == self._tail:
             return NOTHING
-        return self._entries[-1] & KIND_MASK
+        newest: i64 = self._entries[self._tail - 1]
+        return newest & KIND_MASK
 
     @property
     def ends_with_ready(self) -> bool:
@@ -174,7 +193,7 @@ class Outstanding:
     def fake_follows(self) -> bool:
         """True when an answer of our own is due right behind the answer to the head."""
         at: i64 = self._head + 1
-        size: i64 = len(self._entries)
+        size = self._tail
         while at < size:
             entry: i64 = self._entries[at]
             if entry & KIND_MASK != COPY_DONE:
@@ -184,7 +203,7 @@ class Outstanding:
 
     def drop_copy_ends(self) -> None:
         """CopyDone and CopyFail have no answer of their own: those at the head are done with."""
-        while self._head != len(self._entries) and (self._entries[self._head] & KIND_MASK) == COPY_DONE:
+        while self._head != self._tail and (self._entries[self._head] & KIND_MASK) == COPY_DONE:
             self.pop()
 
     def copy_in_begins(self) -> bool:
@@ -194,7 +213,7 @@ class Outstanding:
         """
         kept = self._entries[self._head : self._head + 1]
         at: i64 = self._head + 1
-        size: i64 = len(self._entries)
+        size = self._tail
         ended = False
         while at < size:
             entry = self._entries[at]
@@ -207,16 +226,17 @@ class Outstanding:
                 ended = True
                 break
             kept.append(entry)
-        kept.extend(self._entries[at:])
+        kept.extend(self._entries[at:size])
         self._entries = kept
         self._head = 0
+        self._tail = len(kept)
         return ended
 
     def clear(self) -> None:
         self._entries.clear()
         self._notes.clear()
         self._names.clear()
-        self._head = self._note_head = self._name_head = 0
+        self._head = self._tail = self._note_head = self._name_head = self._name_tail = 0
         self._queries = self._syncs = 0
         self._unsettled = False
         self.skipping = False

@@ -14,9 +14,11 @@ from typing import Final
 
 from mypy_extensions import i64
 
+from pgpool_proxy.wire import frontend
+
 PREFIX: Final = b"PGPOOL_"
-STATEMENT_COST: Final = 448  # bytes that a statement takes beside its text, and a client's name for one beside the name:
-NAME_COST: Final = 128  # together some 500 on CPython 3.11, and the dictionaries' spare places
+STATEMENT_COST: Final = 512  # bytes that a statement takes beside its text, and a client's name for one beside the name:
+NAME_COST: Final = 128  # together some 600 on CPython 3.11, and the dictionaries' spare places
 
 
 class Statement:
@@ -30,9 +32,23 @@ class Statement:
         self.names: i64 = 0  # clients' names for it
         self.epoch: i64 = 0  # of `Statements`, when it was first prepared
         self.hints: i64 = -1  # of its text (state_texts.py), once somebody has asked
+        self._head: bytes = b""  # of the last Bind
+        self._head_rest: i64 = -1
 
     def __repr__(self) -> str:
         return f"<Statement {self.name!r} holders={self.holders}>"
+
+    def bind_head(self, rest: i64) -> bytes:
+        """The head of a Bind to the unnamed portal, which `rest` bytes follow: drivers mostly send values of the same sizes."""
+        if rest != self._head_rest:
+            self._head = frontend.bind_head(b"", self.name, int(rest))
+            self._head_rest = rest
+        return self._head
+
+    def rename(self, number: i64) -> None:
+        self.number = number
+        self.name = PREFIX + b"%d" % int(number)
+        self._head_rest = -1
 
 
 class Statements:
@@ -122,8 +138,7 @@ class Statements:
         """The plans of this statement are stale everywhere: under its new name each server prepares it anew."""
         self._by_number.pop(int(statement.number), None)
         self._numbers += self._step
-        statement.number = self._numbers
-        statement.name = PREFIX + b"%d" % int(self._numbers)
+        statement.rename(self._numbers)
         self._by_number[int(statement.number)] = statement
 
 

@@ -226,7 +226,9 @@ def _bind(link: Link, client: ClientSession) -> bool:
     start = framer.start
     stop = min(framer.size, framer.stop)
     portal_end = nul_at(framer.data, start + HEADER_SIZE, stop)
-    name_end = nul_at(framer.data, portal_end + 1, stop) if portal_end >= 0 else -1
+    name_end: i64 = -1
+    if portal_end >= 0:
+        name_end = nul_at(framer.data, portal_end + 1, stop)
     if name_end < 0:
         return _names_missing(link)
     link.server.pool.stats.bind_count += 1
@@ -246,8 +248,12 @@ def _bind(link: Link, client: ClientSession) -> bool:
         session_state.bound(link, client, statement)
     _ensure(link, statement)
     leave_out(link, start, name_end + 1)
-    portal = framer.data[start + HEADER_SIZE : portal_end]
-    link.parts.append(frontend.bind_head(portal, statement.name, int(framer.stop - name_end - 1)))
+    rest = framer.stop - name_end - 1
+    if portal_end != start + HEADER_SIZE:
+        portal = framer.data[start + HEADER_SIZE : portal_end]
+        link.parts.append(frontend.bind_head(portal, statement.name, int(rest)))
+    else:
+        link.parts.append(statement.bind_head(rest))
     link.outstanding.push_named(BIND | statement.number << NUMBER_SHIFT, name)
     return True
 

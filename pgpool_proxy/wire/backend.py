@@ -16,6 +16,7 @@ from pgpool_proxy.errors import Report
 from pgpool_proxy.wire.codes import (
     AUTHENTICATION,
     BACKEND_KEY_DATA,
+    BYTES,
     COMMAND_COMPLETE,
     DATA_ROW,
     ERROR_RESPONSE,
@@ -39,7 +40,7 @@ SHORT_KEY_HEAD: Final = b"K\x00\x00\x00\x0c"  # of BackendKeyData before protoco
 
 def message(kind: int, body: bytes) -> bytes:
     """A whole message of type `kind`."""
-    return bytes((kind,)) + (len(body) + 4).to_bytes(4, "big") + body
+    return BYTES[kind] + (len(body) + 4).to_bytes(4, "big") + body
 
 
 def authentication(code: int, payload: bytes = b"") -> bytes:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+BYTES: Final = [bytes((value,)) for value in range(256)]  # each value as the one byte that it is
+
 # --- messages of the frontend (client to server) -----------------------------------------------------------------------
 BIND: Final = 0x42  # B
 CLOSE: Final = 0x43  # C

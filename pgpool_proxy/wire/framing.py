@@ -189,8 +189,9 @@ class Framer:
 
     def reset(self) -> None:
         """Forget everything: the next chunk begins with a message."""
-        self._kept = []
-        self._kept_size = 0
+        if self._kept_size:
+            self._kept = []
+            self._kept_size = 0
         self.remaining = 0
         self.data = b""
         self.size = self.pos = self.end = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from pgpool_proxy.wire.codes import BIND, CANCEL_REQUEST, CLOSE, PARSE, PASSWORD, PROTOCOL_3_0, QUERY, SSL_REQUEST
+from pgpool_proxy.wire.codes import BYTES, CANCEL_REQUEST, CLOSE, PARSE, PASSWORD, PROTOCOL_3_0, QUERY, SSL_REQUEST
 
 TERMINATE_MESSAGE: Final = b"X\x00\x00\x00\x04"
 SYNC_MESSAGE: Final = b"S\x00\x00\x00\x04"
@@ -16,7 +16,7 @@ CLOSE_UNNAMED_MESSAGE: Final = b"C\x00\x00\x00\x06S\x00"
 
 def message(kind: int, body: bytes) -> bytes:
     """A whole message of type `kind`."""
-    return bytes((kind,)) + (len(body) + 4).to_bytes(4, "big") + body
+    return BYTES[kind] + (len(body) + 4).to_bytes(4, "big") + body
 
 
 def startup(parameters: Sequence[tuple[bytes, bytes]], version: int = PROTOCOL_3_0) -> bytes:
@@ -49,6 +49,6 @@ def close_statement(name: bytes) -> bytes:
 
 
 def bind_head(portal: bytes, statement: bytes, rest_size: int) -> bytes:
-    """The head of a Bind: type, length and both names; `rest_size` bytes of body follow."""
+    """The head of a Bind: type, length and both names; `rest_size` bytes of body follow. HOT: once for each Bind."""
     size = len(portal) + len(statement) + 2 + rest_size + 4
-    return bytes((BIND,)) + size.to_bytes(4, "big") + portal + b"\0" + statement + b"\0"
+    return b"".join([b"B", size.to_bytes(4, "big"), portal, b"\0", statement, b"\0"])

@@ -165,3 +165,39 @@ def test_a_queue_of_a_lost_server_is_as_new() -> None:
     assert outstanding.first_name() == b"b"
     outstanding.push_noted(CLOSE, Pending(PARSED, b"c"))
     assert outstanding.first_note().name == b"c"
+
+
+def test_places_of_a_queue_that_has_emptied_are_used_again() -> None:
+    outstanding = Outstanding()
+    for turn in range(3):
+        for number in range(5):
+            outstanding.push_named(BIND | number << NUMBER_SHIFT, b"%d-%d" % (turn, number))
+            outstanding.push(EXECUTE)
+        outstanding.push(SYNC)
+        for number in range(5):
+            assert outstanding.first_name() == b"%d-%d" % (turn, number)
+            assert int(outstanding.head()) >> NUMBER_SHIFT == number
+            outstanding.pop()
+            outstanding.pop()
+        assert outstanding.last_kind() == SYNC
+        assert len(outstanding) == 1
+        outstanding.pop()
+        assert outstanding.is_empty
+        assert outstanding.head() == outstanding.last_kind() == NOTHING
+        assert not outstanding.fake_follows()
+
+
+def test_a_short_queue_after_a_long_one_has_nothing_of_it() -> None:
+    outstanding = filled(*[EXECUTE] * 3, SYNC)
+    for _ in range(4):
+        outstanding.pop()
+    outstanding.push(QUERY)
+    assert kinds(outstanding) == [QUERY]
+    outstanding.push(BIND)
+    assert not outstanding.copy_in_begins()
+    outstanding.push(SYNC)
+    assert kinds(outstanding) == [BIND, SYNC]
+    outstanding.push(SYNC)
+    outstanding.clear()
+    assert outstanding.is_empty
+    assert len(filled(*[EXECUTE] * 5000)) == 5000

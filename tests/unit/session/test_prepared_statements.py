@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pgpool_proxy.session.prepared_statements import PREFIX, ClientStatements, ServerStatements, Statement, Statements
+from pgpool_proxy.wire import frontend
 
 
 def names(server: ServerStatements) -> list[bytes]:
@@ -129,3 +130,14 @@ def test_what_a_million_distinct_texts_leave_behind_is_nothing() -> None:
         server.add(statement)
         statements.let_go(statement)
     assert len(server) == len(statements) == 100
+
+
+def test_the_head_of_a_bind_is_that_of_its_size_and_of_the_name_in_force() -> None:
+    statements = Statements()
+    statement = statements.find_fresh(b"x")
+    for rest in (0, 10, 10, 300, 10):
+        assert statement.bind_head(rest) == frontend.bind_head(b"", PREFIX + b"1", rest)
+    statements.rename(statement)
+    assert statement.bind_head(10) == frontend.bind_head(b"", PREFIX + b"2", 10)
+    assert statements.numbered(1) is None
+    assert statements.numbered(2) is statement
