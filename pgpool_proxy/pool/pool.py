@@ -20,9 +20,11 @@ from pgpool_proxy.pool.containers import StateList
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
 from pgpool_proxy.pool.states import (
     CL_ACTIVE,
+    CL_ACTIVE_CANCEL,
     CL_CLOSED,
     CL_LOGIN,
     CL_WAITING,
+    CL_WAITING_CANCEL,
     CL_WAITING_LOGIN,
     SV_ACTIVE,
     SV_ACTIVE_CANCEL,
@@ -205,13 +207,14 @@ class Pool:
     def leave(self, client: PoolClient, now: float) -> None:
         """The client is gone, whatever it was doing; its link has been ended by its owner."""
         if client.state != CL_CLOSED:
+            is_cancel = client.state == CL_WAITING_CANCEL or client.state == CL_ACTIVE_CANCEL
             if client.state == CL_LOGIN:
                 check_client_move(client.state, CL_CLOSED)
                 client.state = CL_CLOSED
             else:
                 self.move_client(client, CL_CLOSED)
             self.last_used = now
-            if self.main is not None:
+            if self.main is not None and not is_cancel:
                 self.dissolve(now)
 
     def dissolve(self, now: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,11 +13,14 @@ from pathlib import Path
 from signal import SIGINT, SIGKILL
 
 import pytest
+from fix_clients import settle
 from fix_postgres import Postgres, as_account, environment
 from fix_proxy import ADMIN_USER, MakeProxy, Proxy
+from fix_raw import MakeRawClient, Message, RawClient, cancel_request, message, query
 from fix_wait import hand_over, wait_until
 
 Make = Callable[..., Postgres]
+Walsender = Callable[[str], RawClient]
 
 
 @pytest.fixture
@@ -121,6 +125,111 @@ def test_the_console_replicates_nothing(pooler: Proxy, source: Postgres) -> None
         capture_output=True, text=True, check=False, env=environment(), timeout=60,
     )  # fmt: skip
     assert "unsupported startup parameter: replication" in done.stderr
+
+
+# --- a stream, by its bytes -------------------------------------------------------------------------------------------------
+@pytest.fixture(params=["direct", "pooled"])
+def walsender(
+    request: pytest.FixtureRequest, pooler: Proxy, source: Postgres, make_raw_client: MakeRawClient
+) -> Walsender:
+    """Logs in to PostgreSQL itself or through the pooler, for the same answers."""
+
+    def login(replication: str) -> RawClient:
+        client = make_raw_client(source.port if request.param == "direct" else pooler.port)
+        assert client.login(user="postgres", database="postgres", replication=replication)[-1].type == b"Z"
+        return client
+
+    return login
+
+
+STREAMS = {
+    "true": ["START_REPLICATION PHYSICAL {at}"],
+    "database": [
+        "CREATE_REPLICATION_SLOT stream TEMPORARY LOGICAL pgoutput",
+        "START_REPLICATION SLOT stream LOGICAL 0/0 (proto_version '1', publication_names 'everything')",
+    ],
+}
+
+
+def begin_stream(client: RawClient, source: Postgres, replication: str) -> None:
+    """Until CopyBothResponse and the first data."""
+    at = source.sql("select pg_current_wal_flush_lsn()::text")[0][0]
+    *before, last = STREAMS[replication]
+    for command in before:
+        assert client.query(command)[-1].body == b"I"
+    client.send(query(last.format(at=at)))
+    assert client.read_message().type == b"W"
+    source.sql("insert into streamed values (1)")
+    found = client.read_message()
+    assert (found.type, found.body[:1] in (b"w", b"k")) == (b"d", True)
+
+
+@pytest.fixture
+def streamed(source: Postgres) -> None:
+    source.sql("create table streamed (i int)")
+    source.sql("create publication everything for table streamed")
+
+
+def without_data(messages: list[Message]) -> list[tuple[bytes, bytes]]:
+    """What is no copy data; of rows and descriptions, the type alone."""
+    return [(found.type, found.body if found.type in b"CZc" else b"") for found in messages if found.type != b"d"]
+
+
+@pytest.mark.usefixtures("streamed")
+@pytest.mark.parametrize("size", [0, 1])
+@pytest.mark.parametrize("replication", ["true", "database"])
+def test_a_stream_ends_by_copy_done_and_the_connection_goes_on(
+    walsender: Walsender, source: Postgres, replication: str, size: int
+) -> None:
+    client = walsender(replication)
+    for _ in range(2 if replication == "true" else 1):  # a second logical one ends at once, by PostgreSQL itself
+        begin_stream(client, source, replication)
+        status = b"r" + struct.pack("!qqqqb", 0, 0, 0, 0, 1)  # standby status update: asks for an answer
+        client.send_message(b"d", status)
+        while client.read_message().body[:1] != b"k":
+            pass
+        client.send_chopped(message(b"c"), size or 5)
+        ended = without_data(client.read_until(b"Z"))
+        first = b"START_STREAMING\0" if replication == "true" else b"COPY 0\0"
+        assert ended == [(b"c", b""), (b"C", first), (b"C", b"START_REPLICATION\0"), (b"Z", b"I")]
+        assert client.query("IDENTIFY_SYSTEM")[-1].body == b"I"
+        if replication == "database":
+            assert [found.type for found in client.query("select 1")] == [b"T", b"D", b"C", b"Z"]
+            client.query("DROP_REPLICATION_SLOT stream")
+
+
+@pytest.mark.usefixtures("streamed")
+@pytest.mark.parametrize("replication", ["true", "database"])
+def test_a_stream_that_is_cancelled_ends_with_57014_and_the_connection_goes_on(
+    walsender: Walsender, source: Postgres, make_raw_client: MakeRawClient, replication: str
+) -> None:
+    client = walsender(replication)
+    begin_stream(client, source, replication)
+    messenger = make_raw_client(client.socket.getpeername()[1])
+    messenger.send(cancel_request(client.pid, client.secret))
+    assert messenger.is_closed()
+    ended = [found for found in client.read_until(b"Z") if found.type != b"d"]
+    assert [found.type for found in ended] == [b"E", b"Z"]
+    assert ended[0].fields()["C"] == "57014"
+    assert client.query("IDENTIFY_SYSTEM")[-1].body == b"I"
+    if replication == "true":
+        begin_stream(client, source, replication)
+
+
+@pytest.mark.usefixtures("streamed")
+def test_clients_of_the_pool_do_not_notice_a_stream_that_is_cancelled(
+    pooler: Proxy, source: Postgres, make_raw_client: MakeRawClient
+) -> None:
+    stream = make_raw_client(pooler.port)
+    stream.login(user="postgres", database="postgres", replication="true")
+    begin_stream(stream, source, "true")
+    with pooler.connect(user="postgres", dbname="postgres") as client:
+        client.execute("begin")
+        messenger = make_raw_client(pooler.port)
+        messenger.send(cancel_request(stream.pid, stream.secret))
+        assert stream.read_until(b"Z")[-2].fields()["C"] == "57014"
+        client.execute("select 1")
+        client.execute("commit")
 
 
 # --- programs -------------------------------------------------------------------------------------------------------------
@@ -241,16 +350,56 @@ def test_reconnect_ends_a_stream(pooler: Proxy, source: Postgres, place: Path) -
     assert pooler.sql("select 1", user="postgres", dbname="postgres") == [(1,)]
 
 
-def test_query_timeout_does_not_cut_a_stream(make_proxy: MakeProxy, source: Postgres, place: Path) -> None:
+def test_no_timeout_cuts_a_stream_or_an_idle_replication_client(
+    make_proxy: MakeProxy, source: Postgres, place: Path, make_raw_client: MakeRawClient
+) -> None:
     proxy = make_proxy(
         databases={"postgres": f"host={source.host} port={source.port} dbname=postgres"},
         users={"postgres": ""},
-        query_timeout=0.3,
-        transaction_timeout=0.3,
-    )
+        query_timeout=0.3, transaction_timeout=0.3, idle_transaction_timeout=0.3, client_idle_timeout=0.3,
+        query_wait_timeout=0.3, server_idle_timeout=0.3, server_lifetime=0.3, server_check_delay=0.3,
+    )  # fmt: skip
+    idle = make_raw_client(proxy.port)
+    idle.login(user="postgres", database="postgres", replication="database")
     with running(streaming(source, proxy, place), place) as process:
-        wait_until(lambda: walsenders(source) == 1, 30, "it streams")
+        wait_until(lambda: walsenders(source) == 2, 30, "it streams")
         with pytest.raises(Exception, match=r"timeout|closed|cancel"):
             proxy.sql("select pg_sleep(2)", user="postgres", dbname="postgres")  # the others' are cut
+        ordinary = make_raw_client(proxy.port)
+        ordinary.login(user="postgres", database="postgres")
+        assert ordinary.read_message().fields()["M"] == "client_idle_timeout"
         assert process.poll() is None
-        assert walsenders(source) == 1
+        assert walsenders(source) == 2
+        assert idle.query("IDENTIFY_SYSTEM")[-1].body == b"I"
+
+
+@pytest.mark.parametrize("limit", ["max_db_connections", "max_user_connections"])
+def test_its_server_counts_in_the_limits_of_the_database_and_of_the_user(
+    make_proxy: MakeProxy, source: Postgres, make_raw_client: MakeRawClient, limit: str
+) -> None:
+    entry = f"host={source.host} port={source.port} dbname=postgres"
+    proxy = make_proxy(
+        databases={"postgres": entry, "again": entry}, users={"postgres": "", "trust_user": "", ADMIN_USER: ""},
+        pool_mode="transaction", default_pool_size=5, **{limit: 2},
+    )  # fmt: skip
+    # another pool that shares the limit: of the same database, or of the same user
+    who = {"user": "postgres", "database": "again"}
+    if limit == "max_db_connections":
+        who = {"user": "trust_user", "database": "postgres"}
+    holder, other, waiting = (make_raw_client(proxy.port) for _ in range(3))
+    for client in (holder, other, waiting):
+        client.login(**who)
+    other.query("select 1")
+    holder.query("begin")  # the only server
+    other.query("begin")  # the second
+    other.query("commit")
+    stream = make_raw_client(proxy.port)
+    stream.login(user="postgres", database="postgres", replication="true")
+    assert stream.query("IDENTIFY_SYSTEM")[-1].type == b"Z"
+    assert proxy.log_contains("closing because: evicted")
+    waiting.send(query("select 1"))
+    settle(proxy)
+    assert waiting.is_silent(0.3)
+    assert proxy.show("POOLS", **who)["cl_waiting"] == 1
+    stream.close()
+    assert waiting.read_until(b"Z")[-1].body == b"I"

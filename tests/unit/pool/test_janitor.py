@@ -272,6 +272,30 @@ def test_a_cancel_that_never_ends_costs_a_server_that_is_to_be_cleaned_too() -> 
     assert world.servers[0].reason is errors.CANCEL_WAIT_TIMEOUT
 
 
+def test_the_end_of_a_cancel_for_a_replication_client_is_not_its_own() -> None:
+    world = World(pool_mode=SESSION)
+    replica = world.connect(replication="database")
+    world.settle()
+    replica.take()
+    replica.send(QUERY)
+    requester = Client(world)
+    cancel, transport = world.cancel(world.servers[0].session)
+    cancel.add(requester.session, world.now)
+    cancel.connected(transport, world.now)
+    cancel.connection_lost(world.now)
+    assert requester.reason is errors.CANCEL_SENT
+    assert not replica.is_closed
+    world.settle()
+    assert kinds(replica.take()) == ANSWER
+    cancel, transport = world.cancel(world.servers[0].session)
+    cancel.add(Client(world).session, world.now)
+    replica.vanish()
+    world.settle()
+    assert world.open_servers == []
+    assert cancel.is_closed
+    assert world.registry.all_servers() == []
+
+
 # --- pools --------------------------------------------------------------------------------------------------------------
 def test_a_pool_that_nobody_uses_is_forgotten() -> None:
     world = World()
