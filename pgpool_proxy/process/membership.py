@@ -44,6 +44,7 @@ from pgpool_proxy.admin.answers import to_json
 from pgpool_proxy.admin.control import Done, Pending, Refused
 from pgpool_proxy.admin.merge import part_of
 from pgpool_proxy.errors import ConfigError, Report
+from pgpool_proxy.metrics import merge
 from pgpool_proxy.net.client_connection import ClientConnection, Gate
 from pgpool_proxy.pool.cancel_keys import peer_of, slot_of
 from pgpool_proxy.pool.pool import Pool
@@ -52,6 +53,7 @@ from pgpool_proxy.process.arrivals import Arrivals, refuse
 from pgpool_proxy.process.channel import Channel, Message, receive_first
 from pgpool_proxy.process.fleet_control import FleetControl
 from pgpool_proxy.process.lease_wire import LeaseWire
+from pgpool_proxy.process.orders import HISTORY, PERIODS, READINESS, SNAPSHOT
 from pgpool_proxy.process.packing import unpacked
 from pgpool_proxy.process.retirement import Retirement
 from pgpool_proxy.session.client_session import ClientSession
@@ -393,10 +395,24 @@ class Membership:
 
     def _part(self, message: Message, descriptors: list[int]) -> None:
         """A chunk a turn of the loop: a table may have thousands of rows."""
-        try:
-            self._say_part(message["id"], part_of(message["table"], self.worker.control))
-        except Refused:
-            self.say({"is": "part_is", "id": message["id"], "records": [], "more": False})
+        table, identifier = message["table"], message["id"]
+        observation = self.worker.observation
+        chunks: Iterator[list[Any]]
+        if table == READINESS:
+            observation.readiness(lambda said: self._say_part(identifier, iter([list(said.reasons)])))
+            return
+        if table == SNAPSHOT:
+            chunks = merge.chunks(observation.own_snapshot())
+        elif table == HISTORY:
+            chunks = iter([list(observation.own_history())])
+        elif table == PERIODS:
+            chunks = iter([[self.worker.stats.whole_period()]])
+        else:
+            try:
+                chunks = part_of(table, self.worker.control)
+            except Refused:
+                chunks = iter([])
+        self._say_part(identifier, chunks)
 
     def _say_part(self, identifier: int, chunks: Iterator[list[Any]]) -> None:
         chunk = next(chunks, None)
@@ -440,7 +456,7 @@ class Membership:
 
     def _retired(self, message: Message, descriptors: list[int]) -> None:
         """What it has counted, from here on is ours."""
-        self.worker.stats.add({name: tuple(values) for name, values in message["totals"].items()})
+        self.worker.stats.go_on_from({name: tuple(values) for name, values in message["totals"].items()})
 
     # --- the end ------------------------------------------------------------------------------------------------------
     def drained(self) -> None:

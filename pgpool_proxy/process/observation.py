@@ -9,14 +9,12 @@ import asyncio
 import struct
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Final
 
 from pgpool_proxy import log
 from pgpool_proxy.admin.connections import count_of, pinned_servers
 from pgpool_proxy.admin.control import WorkerFigures
-from pgpool_proxy.metrics.http import HttpServer
 from pgpool_proxy.metrics.snapshot import DatabaseSnapshot, HistoryRow, PoolSnapshot, Readiness, Snapshot, WorkerSnapshot
 from pgpool_proxy.pool import stats
 from pgpool_proxy.pool.limits import longest_wait
@@ -38,70 +36,27 @@ from pgpool_proxy.pool.states import (
 )
 from pgpool_proxy.process.about import build, package_version
 from pgpool_proxy.process.counters import Counters
-from pgpool_proxy.settings import config as configuration
+from pgpool_proxy.process.metrics_port import MetricsPort
 
 if TYPE_CHECKING:
     from pgpool_proxy.process.worker import Worker
 
 HISTORY_S: Final = 300
-RETRY_S: Final = 5.0  # until the port of the metrics is tried again
 PROBE_S: Final = 2.0  # for a server to answer a probe
 SSL_REQUEST: Final = struct.pack("!ii", 8, 80877103)
 SERVER_STATE_ORDER: Final = (SV_ACTIVE, SV_ACTIVE_CANCEL, SV_BEING_CANCELED, SV_IDLE, SV_USED, SV_TESTED, SV_LOGIN)
 
 
-class Observation:
+class Observation(MetricsPort):
     """See the module's docstring."""
 
     def __init__(self, worker: Worker) -> None:
+        super().__init__()
         self._worker = worker
         self._history: deque[HistoryRow] = deque(maxlen=HISTORY_S)
         self._sampled: tuple[float, tuple[int, ...], int] = (0.0, stats.ZERO, 0)
-        self._token = ""
-        self._http: HttpServer | None = None
         self.counters = Counters()
         self.is_draining = False
-
-    # --- the server -------------------------------------------------------------------------------------------------------
-    def configure(self) -> None:
-        """The token may have changed. A file that cannot be read lets nobody in."""
-        settings = self._worker.config.settings
-        self._token = settings.metrics_auth_token
-        if settings.metrics_auth_token_file:
-            path = configuration.beside(self._worker.config, settings.metrics_auth_token_file)
-            try:
-                self._token = Path(path).read_text(encoding="utf-8").strip() or "\0"
-            except (OSError, UnicodeDecodeError) as error:
-                log.get_logger().error(f"could not read metrics_auth_token_file {path}: {error}")
-                self._token = "\0"  # no header can carry it
-
-    async def listen(self) -> None:
-        """Until the port can be had: a pooler serves without its metrics rather than not at all."""
-        settings = self._worker.config.settings
-        addresses = [address.strip() for address in settings.metrics_listen_addr.split(",") if address.strip()]
-        if not addresses or not settings.metrics_port:
-            return
-        warned = False
-        while True:
-            http = HttpServer(self)
-            try:
-                await http.open(addresses, settings.metrics_port)
-            except OSError as error:
-                if not warned:
-                    warned = True
-                    log.get_logger().warning(
-                        f"cannot listen on {settings.metrics_listen_addr}:{settings.metrics_port} for metrics: "
-                        f"{error.strerror or error}, trying again every {RETRY_S:g} s"
-                    )
-                await asyncio.sleep(RETRY_S)
-            else:
-                self._http = http
-                log.get_logger().info(f"listening on {settings.metrics_listen_addr}:{settings.metrics_port} for metrics")
-                return
-
-    def close(self) -> None:
-        if self._http is not None:
-            self._http.close()
 
     # --- time -------------------------------------------------------------------------------------------------------------
     def tick(self, now: float, late: float) -> None:
@@ -137,9 +92,6 @@ class Observation:
         )
 
     # --- Source -----------------------------------------------------------------------------------------------------------
-    def token(self) -> str:
-        return self._token
-
     def history(self, done: Callable[[list[HistoryRow]], None]) -> None:
         done(self.own_history())
 

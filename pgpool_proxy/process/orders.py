@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from pgpool_proxy.process.supervisor import Supervisor
 
 ACK_S: Final = 5.0  # for a worker to say that it has understood, or to give its rows
+SNAPSHOT: Final = "the snapshot for the metrics"  # questions that are no tables
+HISTORY: Final = "the history for the status page"
+READINESS: Final = "readiness"
+PERIODS: Final = "the last period"
 WORKERS: Final = "WORKERS"  # the table that says more than workers know of themselves
 Answered = Callable[[Report | None], None]
 
@@ -224,7 +228,8 @@ class Orders:
 
     # --- questions ----------------------------------------------------------------------------------------------------
     def ask(self, table: str, told: Callable[[list[tuple[int, Any]]], None]) -> None:
-        """Collect every worker's part of a SHOW; those that do not answer in time are left out."""
+        """Collect every worker's part of a SHOW, or of one of the questions above; those that do not answer in time are left
+        out."""
         self._numbers += 1
         question = Question(self._numbers, table, told, monotonic())
         for worker in self._supervisor.workers:
@@ -309,6 +314,6 @@ class Orders:
         for question in list(self._questions.values()):
             if question.waiting and now - question.began >= ACK_S:
                 late = ", ".join(str(slot) for slot in sorted(question.waiting.values()))
-                log.get_logger().warning(f"SHOW {question.table}: no answer from worker {late}")
+                log.get_logger().warning(f"{question.table}: no answer from worker {late}")
                 question.waiting.clear()
                 self._look_at(question)

@@ -39,6 +39,12 @@ class Statistics:
         for name, values in totals.items():
             self._former[name] = stats.merge([self._former.get(name, stats.ZERO), values])
 
+    def go_on_from(self, totals: Mapping[str, tuple[int, ...]]) -> None:
+        """The same of a process whose place this one takes: what it has counted is in no period of ours."""
+        self.add(totals)
+        for name, values in totals.items():
+            self.current[name] = stats.merge([self.current.get(name, stats.ZERO), values])
+
     def forget(self, database: str) -> None:
         """The database is no more."""
         self._former.pop(database, None)
@@ -55,7 +61,11 @@ class Statistics:
 
     def line(self) -> str:
         """PgBouncer's log line."""
-        return line([(stats.merge(self.previous.values()), stats.merge(self.current.values()), self.seconds)])
+        return line([self.whole_period()])
+
+    def whole_period(self) -> stats.Period:
+        """The last period, all databases added up."""
+        return stats.merge(self.previous.values()), stats.merge(self.current.values()), self.seconds
 
 
 def line(periods: Iterable[stats.Period]) -> str:

@@ -20,17 +20,19 @@ import socket
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 from pgpool_proxy import log
 from pgpool_proxy.admin.control import WorkerFigures
 from pgpool_proxy.errors import ConfigError, Report
 from pgpool_proxy.net.tasks import Tasks
+from pgpool_proxy.process import statistics
 from pgpool_proxy.process.about import package_version
 from pgpool_proxy.process.channel import Message
 from pgpool_proxy.process.doorman import Doorman
+from pgpool_proxy.process.fleet_observation import FleetObservation
 from pgpool_proxy.process.lease_desk import LeaseDesk
-from pgpool_proxy.process.orders import Orders
+from pgpool_proxy.process.orders import PERIODS, Orders
 from pgpool_proxy.process.packing import packed
 from pgpool_proxy.process.spawner import Spawner, SpawnFailed
 from pgpool_proxy.process.systemd import Systemd
@@ -46,6 +48,7 @@ LONGEST_PAUSE_S: Final = 10.0
 FULL: Final = 1 << 20  # bytes that wait for a worker to read them: it is given no clients
 IDS_AHEAD: Final = 100_000  # ids that a worker may have made since it was last heard of
 START_S: Final = 30.0  # for a worker to start
+SNAPSHOTS_S: Final = 0.2  # after a period for all workers to have counted it
 END_S: Final = 5.0  # for workers to end
 
 
@@ -67,6 +70,8 @@ class Supervisor:
         self.restarts: dict[int, int] = {}  # by slot
         self.leases = LeaseDesk(self)
         self.orders = Orders(self)
+        self.observation = FleetObservation(self)
+        self.observation.configure(config)
         self.secret = os.urandom(32)  # what logins of unknown users are mocked from: one for all workers
         self.is_restarting = False
         self.closing = ""  # the mode of the shutdown that is under way
@@ -77,6 +82,7 @@ class Supervisor:
         self._newest_id = 0
         self._newest_statement = 0
         self._turn = 0
+        self._stats_due = 0.0
         self._stopped = asyncio.Event()
         self._is_up = False
 
@@ -97,10 +103,13 @@ class Supervisor:
                 log.get_logger().warning(warning)
             ready()
             self.systemd.ready()
+            self.tasks.start(self.observation.listen(self.config.settings), "metrics")
+            self._stats_due = monotonic() + self.config.settings.stats_period + SNAPSHOTS_S
             self.tasks.start(self._tick_forever(), "supervisor")
             await self._stopped.wait()
         finally:
             self.listener.close()
+            self.observation.close()
             await self._end_all()
             await self.tasks.stop()
             self.leases.close()
@@ -162,9 +171,11 @@ class Supervisor:
                 pid=worker.pid,
                 state=worker.state,
                 leases=self.leases.leases_of(worker),
+                cpu_seconds=worker.cpu_s if worker.memory else None,
+                memory=worker.memory or None,
                 restarts=self.restarts.get(worker.slot, 0),
             )
-            for worker in self.workers
+            for worker in sorted(self.workers, key=lambda one: (one.slot, one.state != ACTIVE))
         ]
 
     # --- clients ------------------------------------------------------------------------------------------------------
@@ -351,6 +362,10 @@ class Supervisor:
     def tick(self, now: float) -> None:
         self.leases.tick(now)
         self.orders.tick(now)
+        if now >= self._stats_due:
+            self._stats_due = now + self.config.settings.stats_period
+            if self.config.settings.log_stats:
+                self.orders.ask(PERIODS, _log_stats)
         timeout = self.config.settings.worker_timeout
         for worker in self.workers:
             silent = now - worker.heard_at
@@ -372,6 +387,7 @@ class Supervisor:
             self.forget_reported()
         self.config = config
         log.configure(config.settings, quiet=log.is_quiet())
+        self.observation.configure(config)
         self.leases.limits_changed()
         self.listener.tune(config.settings)
 
@@ -405,3 +421,10 @@ class Supervisor:
     def _stop(self) -> None:
         self.systemd.stopping("Exiting")
         self._stopped.set()
+
+
+def _log_stats(parts: list[tuple[int, list[Any]]]) -> None:
+    """The line of each stats_period: all workers added up."""
+    periods = [(tuple(old), tuple(new), float(seconds)) for _, records in parts for old, new, seconds in records]
+    if periods:
+        log.get_logger().info(statistics.line(periods))

@@ -199,7 +199,7 @@ class TakeOver:
         worker = self._worker
         worker.host.take_secrets_over(state["secrets"])
         if "totals" in state:
-            worker.stats.add({name: tuple(values) for name, values in state["totals"].items()})
+            worker.stats.go_on_from({name: tuple(values) for name, values in state["totals"].items()})
             return
         worker.registry.number_from(state["number"])
         worker.context.statements.number_from(state["statement"])

@@ -170,7 +170,7 @@ class Worker:
         self.config = config
         self.host.logins.rules.use(rules)
         self.host.configure(config)
-        self.observation.configure()
+        self.observation.configure(config)
         self.client_tls.use(client_tls)
         stale = self.server_tls.use(server_tls)
         settings = config.settings
@@ -252,7 +252,7 @@ class Worker:
         ready()
         self.systemd.ready()
         if self.membership is None:
-            self.tasks.start(self.observation.listen(), "metrics")
+            self.tasks.start(self.observation.listen(self.config.settings), "metrics")
         ticking = self.tasks.start(self._tick_forever(), "janitor")
         try:
             await self._stopped.wait()
