@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from pgpool_proxy.errors import ProtocolViolation
+from pgpool_proxy.errors import ProtocolViolation, Report
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.transport import Transport
 
@@ -50,9 +50,15 @@ class ClientConnection:
         try:
             session.received(data, now)
         except ProtocolViolation as violation:
-            session.violated(violation.report, now)
+            self._violated(session, violation.report, now)
         except Exception as error:
             self.gate.crashed(session, error, now)
+
+    def _violated(self, session: ClientSession, report: Report, now: float) -> None:
+        try:
+            session.violated(report, now)
+        except Exception as bug:
+            self.gate.crashed(session, bug, now)
 
     def eof_received(self) -> bool:
         return False
@@ -68,9 +74,18 @@ class ClientConnection:
                 self.gate.crashed(session, bug, now)
 
     def pause_writing(self) -> None:
-        if self.session is not None:
-            self.session.writing_paused(monotonic())
+        session = self.session
+        if session is not None:
+            now = monotonic()
+            try:
+                session.writing_paused(now)
+            except Exception as bug:
+                self.gate.crashed(session, bug, now)
 
     def resume_writing(self) -> None:
-        if self.session is not None:
-            self.session.writing_resumed()
+        session = self.session
+        if session is not None:
+            try:
+                session.writing_resumed()
+            except Exception as bug:
+                self.gate.crashed(session, bug, monotonic())

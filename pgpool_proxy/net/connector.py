@@ -205,6 +205,8 @@ class Connector:
         logger.error(f"internal error: {error}", error=error)
         try:
             session.disconnect(errors.INTERNAL_ERROR, now)
+        except Exception as again:
+            logger.error(f"internal error: {again}", error=again)
         finally:
             if session.transport is not None:
                 session.transport.abort()

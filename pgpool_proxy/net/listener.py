@@ -219,6 +219,8 @@ class Listener:
         logger.error(f"internal error: {error}", error=error)
         try:
             session.fail(errors.INTERNAL_ERROR, now)
+        except Exception as again:
+            logger.error(f"internal error: {again}", error=again)
         finally:
             session.transport.abort()
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from pgpool_proxy.errors import ProtocolViolation
+from pgpool_proxy.errors import ProtocolViolation, Report
 from pgpool_proxy.session.server_session import ServerSession
 from pgpool_proxy.session.transport import Transport
 
@@ -46,9 +46,15 @@ class ServerConnection:
         try:
             session.received(data, now)
         except ProtocolViolation as violation:
-            session.violated(violation.report, now)
+            self._violated(session, violation.report, now)
         except Exception as error:
             self.dock.crashed(session, error, now)
+
+    def _violated(self, session: ServerSession, report: Report, now: float) -> None:
+        try:
+            session.violated(report, now)
+        except Exception as bug:
+            self.dock.crashed(session, bug, now)
 
     def eof_received(self) -> bool:
         return False
@@ -74,9 +80,17 @@ class ServerConnection:
                 session.violated(violation.report, now)
 
     def pause_writing(self) -> None:
-        if self.session is not None:
-            self.session.writing_paused()
+        session = self.session
+        if session is not None:
+            try:
+                session.writing_paused()
+            except Exception as bug:
+                self.dock.crashed(session, bug, monotonic())
 
     def resume_writing(self) -> None:
-        if self.session is not None:
-            self.session.writing_resumed()
+        session = self.session
+        if session is not None:
+            try:
+                session.writing_resumed()
+            except Exception as bug:
+                self.dock.crashed(session, bug, monotonic())

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from time import monotonic, time
-from typing import Final
+from typing import Any, Final
 
 from pgpool_proxy import errors, log
 from pgpool_proxy.admin.console import CONSOLE_PARAMETERS
@@ -246,6 +246,7 @@ class Worker:
     async def run(self, ready: Callable[[], None]) -> None:
         """Listen and serve until told to stop. Raises ConfigError when it cannot even begin."""
         self._stopped = asyncio.Event()
+        asyncio.get_running_loop().set_exception_handler(loop_failed)
         self._stats_due = monotonic() + self.config.settings.stats_period
         if self.membership is None:
             await self._listen()
@@ -299,7 +300,10 @@ class Worker:
     def tick(self, now: float) -> None:
         """Everything that time brings."""
         for order in self.janitor.tick(now):
-            self._obey(order, now)
+            try:
+                self._obey(order, now)
+            except Exception as error:  # the others' are carried out
+                log.get_logger().error(f"{order!r} failed: {error}", error=error)
         self.control.tick(now)
         self.dns.tick(now)
         self.watch.tick(now)
@@ -454,3 +458,8 @@ def _about_log(config: Config) -> tuple[object, ...]:
         settings.syslog_facility,
     )
 
+
+def loop_failed(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What no connection and no task has caught: the loop goes on."""
+    error = context.get("exception")
+    log.get_logger().error(f"internal error: {context.get('message', error)}", error=error)
