@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from fix_postgres import Postgres
+from fix_postgres import PASSING, Postgres
 from fix_proxy import Proxy
 from fix_raw import GSSENC_REQUEST, SSL_REQUEST, MakeRawClient, Message, RawClient, query, request
 from fix_wait import wait_until
@@ -55,6 +55,36 @@ def database(shared_postgres: Postgres) -> Iterator[Database]:
     shared_postgres.sql(f"create database {name} owner trust_user", dbname="postgres")
     yield Database(shared_postgres, name)
     shared_postgres.sql(f"drop database {name} with (force)", dbname="postgres")
+
+
+class Gate:
+    """Queries that run until the test lets them: `ask(client, gate.sql("'done'"))`, `gate.wait()`, ..., `gate.open()`."""
+
+    LOCK = 4711
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._keeper = database.server.connect(dbname=database.name, application_name=PASSING)
+        self._keeper.execute("select pg_advisory_lock(%s)", [self.LOCK])
+
+    def sql(self, columns: str = "'done'") -> str:
+        """A query that waits before the gate and then returns this."""
+        return f"select {columns} from pg_advisory_xact_lock_shared({self.LOCK})"
+
+    def wait(self, count: int = 1) -> None:
+        """Return when so many servers stand before the gate."""
+        wait_until(lambda: len(self._database.servers(state="active", wait_event="advisory")) == count, what="servers wait")
+
+    def open(self) -> None:
+        self._keeper.close()
+
+
+@pytest.fixture
+def gate(database: Database) -> Iterator[Gate]:
+    """A gate in the test's own database, shut."""
+    made = Gate(database)
+    yield made
+    made.open()
 
 
 Login = Callable[..., RawClient]
@@ -149,4 +179,4 @@ def assert_whole(proxy: Proxy, database: Database, login: Login, size: int) -> N
     for client in clients:
         run(client, "rollback")
         client.close()
-    assert len(database.pids()) <= size
+    wait_until(lambda: len(database.pids()) <= size, what="those that were replaced are gone")

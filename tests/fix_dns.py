@@ -6,30 +6,30 @@ import socket
 import struct
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fix_wait import hand_over
 
-ADDRESS = "127.0.53.53"  # resolv.conf knows no ports
 A, SOA = 1, 6
 
 
 class NameServer:
     """`names` maps a host to its addresses, `zones` a zone to its serial; `asked` counts the questions for a name."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, address: str) -> None:
+        self.address = address
         self.names: dict[str, list[str]] = {}
         self.zones: dict[str, int] = {}
         self.ttl = 60
         self.is_silent = False
         self.asked: dict[str, int] = {}
         self.resolv_conf = directory / "resolv.conf"
-        self.resolv_conf.write_text(f"nameserver {ADDRESS}\noptions timeout:2 attempts:2\n")
+        self.resolv_conf.write_text(f"nameserver {address}\noptions timeout:2 attempts:2\n")
         hand_over(self.resolv_conf)
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind((ADDRESS, 53))
+        self._socket.bind((address, 53))
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -69,18 +69,28 @@ class NameServer:
 
     def stop(self) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
-            last.sendto(b"", (ADDRESS, 53))
+            last.sendto(b"", (self.address, 53))
         self._thread.join(5)
         self._socket.close()
 
 
+OwnLoopback = Callable[[int], str]
+
+
+@pytest.fixture(scope="session")
+def own_loopback(worker_id: str) -> OwnLoopback:
+    """`own_loopback(7)`: a loopback address that no other worker's tests know, where ports of their servers are free."""
+    number = int(worker_id.removeprefix("gw") if worker_id.startswith("gw") else 0)
+    return lambda last: f"127.0.{53 + number}.{last}"
+
+
 @pytest.fixture
-def name_server(run_dir: Path) -> Iterator[NameServer]:
-    """Needs port 53 of a loopback address, so the right to bind it."""
+def name_server(run_dir: Path, own_loopback: OwnLoopback) -> Iterator[NameServer]:
+    """Needs port 53 of a loopback address, since resolv.conf knows no ports, so the right to bind it."""
     directory = Path(tempfile.mkdtemp(prefix="dns-", dir=run_dir))
     directory.chmod(0o755)
     try:
-        server = NameServer(directory)
+        server = NameServer(directory, own_loopback(53))
     except PermissionError:
         pytest.skip("port 53 cannot be had")
     yield server

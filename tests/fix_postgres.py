@@ -25,10 +25,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from fix_wait import LOOPBACK, accepts, free_port, hand_over, is_running, unprivileged_account, wait_until
+from fix_wait import LOOPBACK, RUN_DIR, accepts, free_port, hand_over, is_running, unprivileged_account, wait_until
 from psycopg.rows import dict_row
-
-RUN_DIR = "TEST_RUN_DIR"
 
 #: name -> (how pg_hba.conf lets in, password)
 USERS = {
@@ -334,7 +332,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
             Postgres(directory.parent, run_dir, 0).stop("immediate")
         # A worker that died left its daemons behind: each has a file of this run's directory on its command line.
         for pid in processes_of(run_dir):
-            os.kill(pid, signal.SIGKILL)
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            wait_until(lambda pid=pid: not is_running(pid), what=f"{pid} is gone")  # type: ignore[misc]
         shutil.rmtree(run_dir)
 
 

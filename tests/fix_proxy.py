@@ -156,14 +156,15 @@ class Proxy:
         return self._process
 
     def start(self) -> Proxy:
-        """Start, and wait until it listens."""
+        """Start, and wait until it listens, everywhere: it does so by TCP a moment before it has made its unix socket."""
+        before = self.log().count("process up")
         process = self.launch()
 
-        def listens() -> bool:
+        def is_up() -> bool:
             assert process.poll() is None, f"the proxy ended with {process.returncode}:\n{self.log()}"
-            return accepts(self.port)
+            return accepts(self.port) and ("-q" in self.arguments or self.log().count("process up") > before)
 
-        wait_until(listens, 30, "the proxy listens")
+        wait_until(is_up, 30, "the proxy listens")
         return self
 
     def run_to_end(self, timeout: float = 30) -> int:
@@ -258,7 +259,13 @@ class Proxy:
     def _memory(self, file: str, pattern: str) -> int:
         total = 0
         for pid in (self.pid, *descendants(self.pid)):
-            found = re.search(pattern, Path(f"/proc/{pid}/{file}").read_text(), re.MULTILINE)
+            try:
+                text = Path(f"/proc/{pid}/{file}").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                if pid == self.pid:
+                    raise
+                continue  # a child that has ended meanwhile
+            found = re.search(pattern, text, re.MULTILINE)
             total += int(found[1]) * 1024 if found else 0
         return total
 

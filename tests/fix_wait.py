@@ -14,6 +14,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+RUN_DIR = "TEST_RUN_DIR"  # the variable that names this run's directory, which all workers share
+
 LOOPBACK = "127.0.0.1"
 
 # Below the range from which the kernel takes the ports of outgoing connections, so that none of them is in the way.
@@ -71,8 +73,11 @@ def hand_over(*paths: Path) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback address on which nobody listens."""
+    """A TCP port of the loopback address on which nobody listens. Given once in a run: another worker may ask before the one
+    who got it listens there, and who stops listening for a while finds it as it was."""
     for port in random.SystemRandom().sample(PORTS, 200):
+        if not _is_ours(port):
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -81,6 +86,19 @@ def free_port() -> int:
                 continue
             return port
     raise RuntimeError(f"no free port in {PORTS}")
+
+
+def _is_ours(port: int) -> bool:
+    run_dir = os.environ.get(RUN_DIR)
+    if run_dir is None:
+        return True
+    taken = Path(run_dir) / "ports"
+    taken.mkdir(exist_ok=True)
+    try:
+        (taken / str(port)).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def accepts(port: int) -> bool:

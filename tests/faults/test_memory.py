@@ -270,7 +270,7 @@ def test_without_a_free_file_descriptor_those_who_are_in_are_served_and_others_c
     few_files: Proxy, database: Database, login: Login
 ) -> None:
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 200
-    assert few_files.log_contains("too low|file descriptor")
+    few_files.wait_log("too low|file descriptor")
     client = login(few_files)
     run(client, "begin")
     crowd = []

@@ -77,7 +77,12 @@ def last_words(client: RawClient) -> dict[str, str] | None:
 
 def linked_pid(database: Database, before: list[int]) -> int:
     """The backend that has been put to work since."""
-    busy = wait_until(lambda: [row["pid"] for row in database.servers() if row["pid"] not in before and row["state"] != "idle"])
+
+    def at_work() -> list[int]:
+        rest = (None, "starting", "idle")
+        return [row["pid"] for row in database.servers() if row["pid"] not in before and row["state"] not in rest]
+
+    busy = wait_until(at_work)
     assert len(busy) == 1
     return int(busy[0])
 
@@ -115,6 +120,7 @@ def test_a_connection_to_the_server_that_breaks_at_any_point_is_told_to_its_clie
         client, idle = login(proxy), login(proxy)
         value(idle, "select 1")
         point(client)
+        linked_pid(database, [])  # its server has read what it sent
         before = proxy.log().count("closing because: server closed the connection")
         broken = getattr(middleman, how)()
         fields = last_words(client)

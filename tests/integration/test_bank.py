@@ -9,6 +9,7 @@ import asyncpg
 import psycopg
 import pytest
 from fix_clients import Database
+from fix_postgres import PASSING
 from fix_proxy import MakeProxy
 
 CLIENTS = 200
@@ -51,6 +52,7 @@ async def most_servers(database: Database, done: asyncio.Event) -> int:
     """The highest number of clients' backends that pg_stat_activity has shown (autovacuum comes and goes as it likes)."""
     most = 0
     count = "select count(*) from pg_stat_activity where datname = %s and backend_type = 'client backend'"
+    count += f" and application_name <> '{PASSING}'"
     async with await psycopg.AsyncConnection.connect(database.server.dsn(dbname="postgres"), autocommit=True) as watcher:
         while not done.is_set():
             row = await (await watcher.execute(count, [database.name])).fetchone()

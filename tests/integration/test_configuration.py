@@ -185,7 +185,7 @@ def test_a_mistake_in_the_environment_is_refused_with_its_name(make_proxy: MakeP
 
 def test_a_missing_auth_file_is_logged_and_nobody_gets_in(make_proxy: MakeProxy, make_raw_client: MakeRawClient) -> None:
     proxy = make_proxy(auth_file="/nonexistent/userlist.txt")
-    assert proxy.log_contains("/nonexistent/userlist.txt")
+    proxy.wait_log("/nonexistent/userlist.txt")
     assert refusal(make_raw_client(proxy.port))["C"] == "28000"
 
 

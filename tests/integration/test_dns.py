@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fix_clients import Database, Login, backend_pid, refusal, run, value
-from fix_dns import NameServer
+from fix_dns import NameServer, OwnLoopback
 from fix_proxy import MakeProxy, Proxy
 from fix_raw import MakeRawClient
 from fix_wait import wait_until
@@ -81,9 +81,9 @@ def test_the_last_answer_is_used_while_no_name_server_answers(
 
 
 def test_of_several_addresses_one_that_does_not_answer_is_passed_over(
-    make_proxy: MakeProxy, database: Database, name_server: NameServer, login: Login
+    make_proxy: MakeProxy, database: Database, name_server: NameServer, login: Login, own_loopback: OwnLoopback
 ) -> None:
-    name_server.names["db.example.com"] = ["127.0.53.1", "127.0.53.2", "127.0.0.1"]  # nobody listens at the first two
+    name_server.names["db.example.com"] = [own_loopback(1), own_loopback(2), "127.0.0.1"]  # nobody listens at the first two
     proxy = made(make_proxy, database, name_server, server_lifetime=0)
     client = login(proxy)
     for _ in range(5):
@@ -100,7 +100,7 @@ def test_names_of_etc_hosts_and_addresses_need_no_name_server(
 
 
 def test_another_serial_of_the_zone_moves_servers_to_the_new_address(
-    make_proxy: MakeProxy, database: Database, name_server: NameServer, login: Login
+    make_proxy: MakeProxy, database: Database, name_server: NameServer, login: Login, own_loopback: OwnLoopback
 ) -> None:
     name_server.names["db.example.com"] = ["127.0.0.1"]
     name_server.zones["example.com"] = 7
@@ -109,9 +109,9 @@ def test_another_serial_of_the_zone_moves_servers_to_the_new_address(
     pid = backend_pid(client)
     wait_until(lambda: proxy.admin("SHOW DNS_ZONES") == [{"zonename": "example.com", "serial": 7, "count": 1}])
     assert backend_pid(client) == pid
-    name_server.names["db.example.com"] = ["127.0.53.9"]
+    name_server.names["db.example.com"] = [own_loopback(9)]
     name_server.zones["example.com"] = 8
     proxy.wait_log("zone example.com serial changed: old=7 new=8")
     proxy.wait_log("db.example.com is not at 127.0.0.1 any more")
     wait_until(lambda: not database.pids())
-    assert proxy.show("DNS_HOSTS")["addrs"] == "127.0.53.9"
+    assert proxy.show("DNS_HOSTS")["addrs"] == own_loopback(9)

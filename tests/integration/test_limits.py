@@ -108,9 +108,9 @@ def test_min_pool_size_is_opened_with_the_first_client_and_outlives_the_idle_tim
     )
     assert database.pids() == []
     clients = [holder(proxy, login) for _ in range(4)]
+    assert len(database.pids()) == 4
     for client in clients:
         run(client, "commit")
-    assert len(database.pids()) == 4
     wait_until(lambda: len(database.pids()) == 2)
     proxy.wait_log("server idle timeout")
     settle(proxy)
@@ -150,7 +150,7 @@ def test_max_db_connections_evicts_the_idle_server_of_another_user(
     first, second = login(proxy), login(proxy, user="scram_user")
     for client, user in ((first, "trust_user"), (second, "scram_user"), (first, "trust_user")):
         assert value(client, "select current_user") == user
-        assert [row["usename"] for row in database.servers()] == [user]
+        wait_until(lambda user=user: [row["usename"] for row in database.servers()] == [user])  # type: ignore[misc]
     proxy.wait_log("closing because: evicted")
 
 
@@ -167,7 +167,7 @@ def test_max_db_connections_makes_the_other_user_wait_while_nobody_is_idle(
     assert len(database.pids()) == 2
     run(second, "commit")
     assert answer(third) == "served"
-    assert len(database.pids()) <= 2
+    wait_until(lambda: len(database.pids()) <= 2, what="the one that gave way is gone")
     run(first, "commit")
 
 
@@ -183,7 +183,7 @@ def test_max_user_connections_holds_over_all_databases_of_the_user(
     first = backend_pid(one)
     second = backend_pid(two)
     assert first != second
-    assert database.pids(usename="scram_user") == [second]
+    wait_until(lambda: database.pids(usename="scram_user") == [second], what="the one that gave way is gone")
     run(two, "begin")
     ask(one, "select 'served'")
     settle(proxy)

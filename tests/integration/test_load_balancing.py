@@ -11,19 +11,23 @@ from collections.abc import Iterator
 
 import pytest
 from fix_clients import Database, Login, refusal, run, value
+from fix_dns import OwnLoopback
 from fix_proxy import MakeProxy, Proxy
 from fix_raw import MakeRawClient, RawClient
 from fix_wait import LOOPBACK, wait_until
 
-NOBODY = "127.0.53.2"
-DEAF = "127.0.53.3"
+
+@pytest.fixture
+def nobody(own_loopback: OwnLoopback) -> str:
+    """A host that refuses."""
+    return own_loopback(2)
 
 
 @pytest.fixture
-def deaf(database: Database) -> Iterator[str]:
+def deaf(database: Database, own_loopback: OwnLoopback) -> Iterator[str]:
     """A host that takes connections and says nothing."""
-    with socket.create_server((DEAF, database.server.port)):
-        yield DEAF
+    with socket.create_server((own_loopback(3), database.server.port)):
+        yield own_loopback(3)
 
 
 def made(make_proxy: MakeProxy, database: Database, *hosts: str, how: str = "round-robin", **settings: object) -> Proxy:
@@ -51,20 +55,22 @@ def test_round_robin_gives_each_host_its_turn(make_proxy: MakeProxy, database: D
     assert proxy.show("DATABASES", name="app")["load_balance_hosts"] == "round-robin"
 
 
-def test_disable_stays_with_a_host_until_it_fails(make_proxy: MakeProxy, database: Database, login: Login) -> None:
-    proxy = made(make_proxy, database, NOBODY, LOOPBACK, str(database.server.directory), how="disable")
+def test_disable_stays_with_a_host_until_it_fails(
+    make_proxy: MakeProxy, database: Database, login: Login, nobody: str
+) -> None:
+    proxy = made(make_proxy, database, nobody, LOOPBACK, str(database.server.directory), how="disable")
     hold(proxy, login, 4)
     assert used(proxy) == {LOOPBACK: 4}
 
 
 @pytest.mark.parametrize("how", ["round-robin", "disable"])
 def test_a_host_that_refuses_costs_no_client_anything(
-    make_proxy: MakeProxy, database: Database, login: Login, how: str
+    make_proxy: MakeProxy, database: Database, login: Login, nobody: str, how: str
 ) -> None:
-    proxy = made(make_proxy, database, NOBODY, LOOPBACK, how=how, server_login_retry=600)
+    proxy = made(make_proxy, database, nobody, LOOPBACK, how=how, server_login_retry=600)
     hold(proxy, login, 5)
     assert used(proxy) == {LOOPBACK: 5}
-    assert proxy.log_contains(f"host {NOBODY} of app is passed over for 600s", times=1)
+    assert proxy.log_contains(f"host {nobody} of app is passed over for 600s", times=1)
     assert not proxy.log_contains("pooler error")
 
 
@@ -80,20 +86,20 @@ def test_a_host_that_says_nothing_is_passed_over_after_server_connect_timeout(
 
 
 def test_when_no_host_serves_clients_are_told_why(
-    make_proxy: MakeProxy, database: Database, make_raw_client: MakeRawClient
+    make_proxy: MakeProxy, database: Database, make_raw_client: MakeRawClient, nobody: str, own_loopback: OwnLoopback
 ) -> None:
-    proxy = made(make_proxy, database, NOBODY, DEAF)
+    proxy = made(make_proxy, database, nobody, own_loopback(4))
     assert "connect failed" in refusal(make_raw_client(proxy.port))["M"]
 
 
 def test_a_host_is_tried_again_after_server_login_retry(
-    make_proxy: MakeProxy, database: Database, login: Login
+    make_proxy: MakeProxy, database: Database, login: Login, nobody: str
 ) -> None:
-    proxy = made(make_proxy, database, NOBODY, LOOPBACK, server_login_retry=0.2, server_lifetime=0)
+    proxy = made(make_proxy, database, nobody, LOOPBACK, server_login_retry=0.2, server_lifetime=0)
     client = login(proxy)
     run(client, "select 1")
     proxy.wait_log("is passed over")
-    with socket.create_server((NOBODY, database.server.port)) as again:
+    with socket.create_server((nobody, database.server.port)) as again:
         again.settimeout(0.01)
 
         def asked() -> bool:

@@ -266,8 +266,8 @@ def test_no_more_connections_than_the_bound(observed: tuple[Proxy, int]) -> None
 
 
 def test_a_port_that_is_taken_costs_the_pooler_nothing(make_proxy: MakeProxy) -> None:
-    with socket.create_server((HOST, 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()  # not one that the kernel may give to whoever connects to somebody, while nobody listens at it
+    with socket.create_server((HOST, port)):
         proxy = make_proxy(metrics_listen_addr=HOST, metrics_port=port)
         wait_until(lambda: proxy.log_contains("for metrics"), 10, "the trouble is said")
         with proxy.connect() as client:

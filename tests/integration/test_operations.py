@@ -99,6 +99,7 @@ def test_a_rolling_restart_by_so_reuseport_fails_no_transaction(make_proxy: Make
     new.wait_log("process up")
     old.signal(signal.SIGTERM)
     old.wait_log("waiting for all clients")
+    old.admin("SHOW STATE", host=old.directory)  # it has done what it does at that: it listens for its console only
     coming = bench(new, "-c", "4", "-T", "2", "-S", "-C")
     assert_nothing_failed(coming)
     assert not old.log_contains("pooler error")

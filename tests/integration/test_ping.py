@@ -36,7 +36,7 @@ def test_the_environment_says_where_it_listens_when_no_file_does(proxy: Proxy) -
 def test_the_unix_socket_is_asked_when_there_is_no_other(make_proxy: MakeProxy) -> None:
     proxy = make_proxy(start=False, listen_addr="")
     proxy.launch()
-    wait_until((proxy.directory / f".s.PGSQL.{proxy.port}").exists)
+    proxy.wait_log("process up")
     done = ping(proxy.ini)
     assert (done.returncode, done.stdout) == (0, f"unix:{proxy.directory}/.s.PGSQL.{proxy.port} serves\n")
     assert ping("--host", proxy.directory, "--port", proxy.port).returncode == 0

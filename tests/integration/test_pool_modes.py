@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fix_clients import Database, Login, answer, ask, backend_pid, error, run, settle, value
+from fix_clients import Database, Gate, Login, answer, ask, backend_pid, error, run, settle, value
 from fix_proxy import MakeProxy, Proxy
 from fix_raw import RawClient, bind, execute, flush, message, parse, query, sync
 
@@ -86,11 +86,12 @@ def test_a_pipeline_that_was_only_flushed_keeps_the_server(single: Proxy, login:
     answer(second)
 
 
-def test_a_pipeline_keeps_the_server_until_its_last_answer(single: Proxy, login: Login) -> None:
+def test_a_pipeline_keeps_the_server_until_its_last_answer(single: Proxy, gate: Gate, login: Login) -> None:
     first, second = login(single), login(single)
-    first.send(parse("select 1"), bind(), execute(), sync(), parse("select pg_sleep(0.3)"), bind(), execute(), sync())
+    first.send(parse("select 1"), bind(), execute(), sync(), parse(gate.sql()), bind(), execute(), sync())
     assert first.read_types() == b"12DCZ"
     must_wait(single, second)
+    gate.open()
     assert first.read_types() == b"12DCZ"
     answer(second)
 

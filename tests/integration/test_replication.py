@@ -277,7 +277,11 @@ def test_a_subscription_replicates_rows(pooler: Proxy, source: Postgres, make_po
     source.sql("insert into replicated values (501, 'after')")
     source.sql("update replicated set t = 'changed' where i = 1")
     wait_until(lambda: target.sql("select t from replicated where i in (1, 501) order by i") == [("changed",), ("after",)], 30)
-    assert pooler.show("CLIENTS", replication="logical")["state"] == "active"
+
+    def streams() -> list[str]:
+        return [row["state"] for row in pooler.admin("SHOW CLIENTS") if row["replication"] == "logical"]
+
+    wait_until(lambda: streams() == ["active"], what="those that copied what was there are gone")
     target.sql("drop subscription through")
     wait_until(lambda: walsenders(source) == 0, 10, "its servers went with it")
 
@@ -297,8 +301,13 @@ def test_it_counts_in_the_size_of_its_pool_and_may_take_an_idle_servers_place(
         two.execute("rollback")  # two servers, one of them idle
         with running(streaming(source, pooler, place), place):
             wait_until(lambda: walsenders(source) == 1, 30, "the idle server has given way")
-            row = pooler.show("POOLS", database="postgres", user="postgres")
-            assert (row["sv_active"], row["sv_idle"]) == (2, 0)
+
+
+            def servers() -> tuple[int, int]:
+                row = pooler.show("POOLS", database="postgres", user="postgres")
+                return row["sv_active"], row["sv_idle"]
+
+            wait_until(lambda: servers() == (2, 0), what="it has its client")
         wait_until(lambda: walsenders(source) == 0, 10, "its server went with it")
         two.execute("select 1")  # there is room again
         one.execute("rollback")

@@ -158,14 +158,14 @@ def test_without_backoff_queries_are_refused_while_the_server_is_down_as_by_pgbo
     middleman.refuse()
     middleman.drop()
     proxy.wait_log("closing because: server closed the connection")
+    asked = time.monotonic()
     ask(waiting, "select 'waited'")
     proxy.wait_log("connect failed")
     ask(refused, "select 1")
     assert error(refused.read_to_end())["M"].startswith("server login has been failing, cached error: connect failed")
     middleman.listen()
-    started = time.monotonic()
     assert answer(waiting) == "waited"
-    assert time.monotonic() - started > 0.5
+    assert time.monotonic() - asked >= 2
     assert proxy.log().count("server login failed") == 1
 
 
@@ -177,10 +177,9 @@ def test_a_failing_server_is_not_hammered(
     proxy = make_proxy(databases={"app": f"host=127.0.0.1 port={middleman.port}"}, server_login_retry=15)
     deadline = time.monotonic() + 1.5
     attempts = 0
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline or attempts <= 10:
         assert refusal(make_raw_client(proxy.port))["C"] == "08006"
         attempts += 1
-    assert attempts > 10
     assert middleman.accepted < 10
 
 
@@ -200,7 +199,7 @@ def test_client_login_timeout_ends_a_login_that_does_not_go_on(
 def test_client_login_timeout_ends_a_login_that_owes_its_password(
     make_proxy: MakeProxy, make_raw_client: MakeRawClient
 ) -> None:
-    proxy = make_proxy(client_login_timeout=0.4, auth_type="scram-sha-256")
+    proxy = make_proxy(client_login_timeout=1, auth_type="scram-sha-256")
     client = make_raw_client(proxy.port)
     client.send(startup_message("scram_user"))
     assert client.read_message().type == b"R"

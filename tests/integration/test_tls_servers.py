@@ -90,7 +90,16 @@ def raw_tls_front(shared_postgres: Postgres) -> Any:
 
     listeners: list[socket.socket] = []
     serving: list[threading.Thread] = []
+    relays: list[threading.Thread] = []
     peers: list[socket.socket] = []
+
+    def end(sock: socket.socket) -> None:
+        """Whoever reads from it or writes to it hears of the end. Not SSLSocket's own shutdown(), which takes the TLS away from
+        under the other thread, nor close(), which frees the descriptor that it reads from for somebody else's socket."""
+        try:
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        except OSError:
+            pass
 
     def relay(source: socket.socket, target: socket.socket) -> None:
         try:
@@ -99,11 +108,8 @@ def raw_tls_front(shared_postgres: Postgres) -> Any:
         except OSError:
             pass
         finally:
-            for sock in (source, target):
-                try:
-                    sock.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
+            end(source)
+            end(target)
 
     def serve(listener: socket.socket, context: ssl.SSLContext, direct: bool) -> None:
         while True:
@@ -124,7 +130,8 @@ def raw_tls_front(shared_postgres: Postgres) -> Any:
             back = socket.create_connection((shared_postgres.host, shared_postgres.port))
             peers.append(back)
             for source, target in ((front, back), (back, front)):
-                threading.Thread(target=relay, args=(source, target), daemon=True).start()
+                relays.append(threading.Thread(target=relay, args=(source, target), daemon=True))
+                relays[-1].start()
 
     def make(pair: tuple[Any, Any], *, direct: bool = False, alpn: tuple[str, ...] = ("postgresql",)) -> int:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -139,12 +146,16 @@ def raw_tls_front(shared_postgres: Postgres) -> Any:
 
     yield make
     for listener in listeners:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
+        end(listener)
     for thread in serving:
         thread.join(10)
     for peer in peers:
-        peer.close()
+        end(peer)
+    for thread in relays:
+        thread.join(10)
+        assert not thread.is_alive()
+    for sock in (*listeners, *peers):
+        sock.close()
 
 
 def test_each_host_of_a_list_is_verified_by_its_own_name(

@@ -11,18 +11,18 @@ from fix_wait import wait_until
 
 
 def test_a_slow_query_is_logged_with_its_text_and_without_its_values(make_proxy: MakeProxy) -> None:
-    proxy = make_proxy(pool_mode="transaction", log_slow_queries=100)
+    proxy = make_proxy(pool_mode="transaction", log_slow_queries=400)
     with proxy.connect(prepare_threshold=0) as client:
         client.execute("select 'quick'")
-        client.execute("select pg_sleep(0.2)")
+        client.execute("select pg_sleep(0.5)")
         line = proxy.wait_log("slow query: .*pg_sleep")
-        assert ": select pg_sleep(0.2)" in line
+        assert ": select pg_sleep(0.5)" in line
         assert f"/{client.info.user}@127.0.0.1:" in line
-        client.execute("select pg_sleep(0.2), %s::text", ["a-secret-value"])
-        client.execute("select pg_sleep(0.2), %s::text", ["a-secret-value"])  # by its name now
-        wait_until(lambda: proxy.log_contains(r"slow query: .*: select pg_sleep\(0\.2\), \$1::text", 2), 10, "both are logged")
-        client.execute("select pg_sleep(0.2), %s::text", ["another"], prepare=False)
-        wait_until(lambda: proxy.log_contains(r"slow query: .*: select pg_sleep\(0\.2\), \$1::text", 3), 10, "the unnamed one")
+        client.execute("select pg_sleep(0.5), %s::text", ["a-secret-value"])
+        client.execute("select pg_sleep(0.5), %s::text", ["a-secret-value"])  # by its name now
+        wait_until(lambda: proxy.log_contains(r"slow query: .*: select pg_sleep\(0\.5\), \$1::text", 2), 10, "both are logged")
+        client.execute("select pg_sleep(0.5), %s::text", ["another"], prepare=False)
+        wait_until(lambda: proxy.log_contains(r"slow query: .*: select pg_sleep\(0\.5\), \$1::text", 3), 10, "the unnamed one")
     assert "a-secret-value" not in proxy.log()
     assert "quick" not in proxy.log()
 
