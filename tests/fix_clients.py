@@ -52,7 +52,7 @@ class Database:
 def database(shared_postgres: Postgres) -> Iterator[Database]:
     """A fresh database; dropped after the test with whoever is still in it."""
     name = f"t_{uuid4().hex[:12]}"
-    shared_postgres.sql(f"create database {name} owner trust_user", dbname="postgres")
+    shared_postgres.create_database(name, "trust_user")
     yield Database(shared_postgres, name)
     shared_postgres.sql(f"drop database {name} with (force)", dbname="postgres")
 

@@ -13,6 +13,7 @@ import pytest
 from fix_clients import Database
 from fix_postgres import USERS
 from fix_proxy import MakeProxy, Proxy
+from fix_wait import wait_until
 
 CLIENTS = 12
 SERVERS = 3
@@ -47,7 +48,7 @@ class Ledger:
         texts = self.database.sql("select owner, number, text from item")
         assert all(text == text_of(owner, number) for owner, number, text in texts)
         assert 0 < len(self.database.pids(backend_type="client backend")) <= SERVERS
-        assert self.proxy.show("POOLS", database="app")["sv_active"] == 0
+        wait_until(lambda: self.proxy.show("POOLS", database="app")["sv_active"] == 0, what="nobody holds any")
         assert not self.proxy.log_contains("pooler error"), self.proxy.log()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -42,7 +43,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         if path.name not in ("build", "dist") and (path.name == ".dockerignore" or not path.name.startswith(".")):
             to = clean / path.name
             to.parent.mkdir(exist_ok=True)
-            subprocess.run(["cp", "-R", path, to], check=True)
+            if path.is_dir():
+                shutil.copytree(path, to, ignore=shutil.ignore_patterns("__pycache__"))  # other tests may write there meanwhile
+            else:
+                shutil.copy2(path, to)
     sdist = build("sdist", clean, work)
     with tarfile.open(sdist) as archive:
         archive.extractall(work / "unpacked", filter="data")

@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from fix_clients import Database
-from fix_postgres import USERS
+from fix_postgres import PASSING, USERS
 from fix_proxy import ADMIN_PASSWORD, ADMIN_USER, MakeProxy, Proxy
 from fix_tls import Certificates
 from fix_wait import hand_over, unprivileged_account
@@ -50,14 +50,13 @@ create function public.pg_shadow_lookup(in i_username text, out username text, o
 
 @pytest.fixture
 def looked_up(database: Database) -> Iterator[Database]:
-    """A database with the functions; in `postgres` too, where one of the operators wants them."""
-    for dbname in (database.name, "postgres"):
-        database.server.sql(LOOKUPS, dbname=dbname, user="postgres")
-    yield database
-    database.server.sql(
-        "drop schema pooler, pgbouncer cascade; drop function public.user_search, public.pg_shadow_lookup",
-        dbname="postgres", user="postgres",
-    )  # fmt: skip
+    """A database with the functions; in `postgres` too, where one of the operators wants them: of one worker at a time."""
+    with database.server.connect(dbname="postgres", application_name=PASSING) as ours:
+        ours.execute("select pg_advisory_lock(hashtext('functions of test_real_files'))")
+        for dbname in (database.name, "postgres"):
+            database.server.sql(LOOKUPS, dbname=dbname, user="postgres")
+        yield database
+        ours.execute("drop schema pooler, pgbouncer cascade; drop function public.user_search, public.pg_shadow_lookup")
 
 
 def start(make_proxy: MakeProxy, name: str, database: Database, certificates: Certificates) -> Proxy:
@@ -84,6 +83,7 @@ def start(make_proxy: MakeProxy, name: str, database: Database, certificates: Ce
         del secrets["scram_user"]
     proxy.auth_file.write_text("".join(f'"{user}" "{secret}"\n' for user, secret in secrets.items()))
     proxy.write_config = lambda: None  # type: ignore[method-assign]
+    proxy.environ["PGPOOL_PROXY_METRICS_PORT"] = "0"  # the default one may be another worker's
     return proxy.start()
 
 

@@ -45,7 +45,7 @@ SHOWN = """select current_setting('work_mem'), nullif(current_setting('app.tenan
 def twin(shared_postgres: Postgres) -> Iterator[str]:
     """A database for the session that is compared with: advisory locks are each database's own."""
     name = f"t_{uuid4().hex[:12]}"
-    shared_postgres.sql(f"create database {name}", dbname="postgres")
+    shared_postgres.create_database(name)
     yield name
     shared_postgres.sql(f"drop database {name} with (force)", dbname="postgres")
 

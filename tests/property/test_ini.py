@@ -81,7 +81,7 @@ def test_any_value_of_any_key_is_read_and_shown_or_refused(name: str, text: str)
 
 
 @given(NOISE | st.text(max_size=60))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_file_loads_or_fails_with_a_config_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.ini"
     path.write_bytes(b"[pgbouncer]\n[databases]\n" + text.encode("utf-8", "replace"))

@@ -26,7 +26,9 @@ MESSAGES = st.one_of(
     st.just(flush()),
     st.just(message(b"F", b"")),
 )
-ANEW_EACH_TIME = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ANEW_EACH_TIME = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @ANEW_EACH_TIME
