@@ -70,7 +70,7 @@ class Worker:
         self.down: deque[tuple] = deque()
         self.is_alive = True
         self.can_move_servers = True
-        self.sent = 0
+        self.said: list[object] = []  # the kinds of all its messages
         self.ledger = SharedLedger(self, self)
         keys = {name: value for name, value in workers.keys.items() if name != "max_client_conn"}
         self.world = World(ledger=self.ledger, **keys)
@@ -86,7 +86,7 @@ class Worker:
 
     # --- Wire ---
     def _say(self, *message: object) -> None:
-        self.sent += 1
+        self.said.append(message[0])
         self.up.append(message)
 
     def say_wants(self, *fields: object) -> None:

@@ -41,6 +41,7 @@ NOBODY: Final = -1
 UNEVEN: Final = 1.25  # a worker that has servers is served from another's when it waits this much longer than that one
 UNEVEN_S: Final = 0.010  # and this long
 ASK_S: Final = 0.020  # a holder that does not answer for so long is as good as busy
+FLIGHT_S: Final = 1.0  # a lease that is not confirmed for so long is not counted on: the server that moved did not get there
 COMING_S: Final = 0.2  # a connection that ends later than so is not counted on to make room
 NEWS_S: Final = 0.005  # smaller changes of `since` are not worth a message
 
@@ -125,6 +126,7 @@ class Want:
         self.minimum: i64 = 0
         self.since: float = 0.0
         self.in_flight: i64 = 0  # leases that the worker had not received when it said so
+        self.sent_at: float = 0.0  # when the last of them was
 
     @property
     def movable(self) -> i64:
@@ -144,6 +146,15 @@ class Want:
     def spare(self) -> i64:
         """Servers that it would like to keep ready."""
         return max(self.minimum - max(self.in_flight - self.waiting - self.logins - self.dedicated, i64(0)), i64(0))
+
+    @property
+    def says_something(self) -> bool:
+        return self.waiting + self.logins + self.dedicated + self.minimum > 0
+
+    def sent(self, now: float) -> None:
+        """One more is on its way."""
+        self.in_flight += 1
+        self.sent_at = now
 
     def __repr__(self) -> str:
         return f"<Want {self.waiting}+{self.logins}+{self.dedicated}+{self.minimum} since {self.since} -{self.in_flight}>"
@@ -323,7 +334,7 @@ class LeaseBook:
         want.dedicated = dedicated
         want.minimum = minimum
         want.since = since
-        if waiting + logins + dedicated + minimum + want.in_flight == 0:
+        if not want.says_something and want.in_flight == 0:
             del account.wants[int(worker)]
         self._pursue(account, now)
         return self.take_orders()
@@ -396,7 +407,7 @@ class LeaseBook:
         if want is None:
             want = Want()
             account.wants[getter] = want
-        want.in_flight += 1
+        want.sent(now)
         self._pursue(account, now)
         return getter
 
@@ -514,13 +525,16 @@ class LeaseBook:
     def _pursue(self, account: Account, now: float) -> None:
         """Grant what there is room for, and ask for the rest."""
         limits = self._limits_of(account.database.name, account.user.name)
+        for want in account.wants.values():
+            if want.in_flight and now - want.sent_at >= FLIGHT_S:
+                want.in_flight = 0
         if account.wants:
             self._grant(account, limits, now)
         self._recall_surplus(account, limits, now)
         self._recall_servers(account, limits, now)
         is_wanting = False
         for want in account.wants.values():
-            if want.needs or want.spare:
+            if want.says_something:
                 is_wanting = True
         if is_wanting != (account in self._wanting):
             if is_wanting:
@@ -551,12 +565,12 @@ class LeaseBook:
                     found_room = room
             if found < 0:
                 break
-            account.wants[found].in_flight += 1
+            account.wants[found].sent(now)
             given[found] = given.get(found, 0) + 1
             self._hand_out(account, found, found_room == FROM_RESERVE, granted)
         for worker, want in account.wants.items():
             while want.spare and account.taken < limits.min_pool_size and self._room(account, limits, now, False, now) == OPEN:
-                want.in_flight += 1
+                want.sent(now)
                 self._hand_out(account, worker, False, granted)
         for (worker, from_reserve), number in granted.items():
             self._order(GRANT, worker, account, number=number, from_reserve=from_reserve)

@@ -28,7 +28,6 @@ from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
 from pgpool_proxy.pool.leases import GRANT, MINIMUM, RECALL, RECALL_OFF, REFUSALS, UNEVEN, UNEVEN_S
 from pgpool_proxy.pool.ledger import LATER
-from pgpool_proxy.pool.limits import STARVED_S
 from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.pool.registry import Database, Registry, User
 from pgpool_proxy.pool.states import SV_IDLE, SV_USED
@@ -180,6 +179,8 @@ class SharedLedger:
             if self._owes(share, pool, server, recall, now):
                 self._give_up(share, pool, server, recall, now)
                 return True
+        if pool.waiting.first is None:
+            self._note(share)  # it will be idle, and is looked at again
         return False
 
     def surplus(self, pool: Pool) -> i64:
@@ -314,7 +315,7 @@ class SharedLedger:
             return waited >= WORTH_LOGIN_S and now - share.got_at >= KEEP_EVEN_S
         own_since = cast(PoolClient, member).wait_start
         if recall.close:
-            return recall.starving and waited >= STARVED_S and recall.since < own_since
+            return recall.starving and recall.since < own_since  # limits.owes, but for what the supervisor has looked at
         keep = KEEP_EVEN_S
         if recall.starving:
             if recall.since >= own_since:
@@ -429,7 +430,7 @@ class SharedLedger:
                 if waiting or logins:
                     since = _first_wait(pool)
             for one in pool.dedicated:
-                if one.wanted_servers(now) > 0 and one.may_grow(now):
+                if one.server_count == 0 and one.wanted_servers(now) > 0 and one.may_grow(now):
                     dedicated += 1
                     first = _first_wait(one)
                     if since == 0.0 or first < since:

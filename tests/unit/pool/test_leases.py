@@ -9,6 +9,7 @@ from pgpool_proxy.pool.leases import (
     ADMITTED,
     ASK_S,
     COMING_S,
+    FLIGHT_S,
     GRANT,
     MINIMUM,
     NOBODY,
@@ -41,6 +42,7 @@ class Desk:
         self.of_pool: dict[Key, dict[str, float]] = {}
         self.book = LeaseBook(self.limits_of)
         self.orders: list[Order] = []
+        self.dead: set[int] = set()
         for worker in range(workers):
             self.hear(self.book.joined(worker, self.now))
 
@@ -52,7 +54,13 @@ class Desk:
         return limits
 
     def hear(self, orders: list[Order]) -> None:
+        for order in orders:
+            assert order.worker not in self.dead
         self.orders += orders
+
+    def die(self, worker: int) -> None:
+        self.dead.add(worker)
+        self.hear(self.book.left(worker, self.now))
 
     def wants(
         self, worker: int, waiting: int = 1, key: Key = ALICE, since: float = 0.0, received: int = 0, **more: int
@@ -128,6 +136,21 @@ def test_what_is_under_way_is_not_granted_again() -> None:
     assert desk.grants() == [(0, 2)]
     desk.wants(0, 0, received=2)
     assert desk.grants() == []
+
+
+def test_what_never_arrives_does_not_keep_a_worker_waiting() -> None:
+    """A server that moved, and whose connection broke on the way: its receiver closes it, and confirms nothing."""
+    desk = Desk(pool_size=1)
+    desk.hold(0, 1)
+    desk.wants(1)
+    (recall,) = desk.take(RECALL)
+    assert desk.offered(recall) == 1
+    desk.closing(1)
+    desk.gone()
+    assert desk.grants() == []
+    desk.wants(1)
+    desk.tick(FLIGHT_S)
+    assert desk.grants() == [(1, 1)]
 
 
 def test_a_connection_that_is_being_closed_counts_until_it_has_gone() -> None:
@@ -275,6 +298,9 @@ def test_min_pool_size_takes_neither_the_reserve_nor_more_than_itself() -> None:
     desk.wants(1, 0, minimum=1)
     desk.tick(10.0)
     assert desk.grants() == []
+    desk.limits["pool_size"] = 5
+    desk.hear(desk.book.limits_changed(desk.now))
+    assert desk.grants() == []
 
 
 # --- recalls within a pool ----------------------------------------------------------------------------------------------
@@ -354,6 +380,23 @@ def test_a_worker_that_has_servers_asks_only_when_its_clients_wait_longer_than_t
     assert desk.recalls() == []
     desk.wants(1, 5, since=0.8)
     assert desk.recalls() == [(0, "alice")], "one only: who has waiters gives up one after the other"
+
+
+def test_a_worker_with_waiters_is_asked_for_one_server_after_the_other() -> None:
+    desk = Desk(pool_size=6)
+    desk.hold(0, 6)
+    desk.now += 1.0
+    desk.wants(0, 5, since=0.9)
+    desk.wants(1, 5, since=0.5)
+    (recall,) = desk.take(RECALL)
+    desk.busy(recall)
+    desk.tick(0.5)
+    assert desk.recalls() == [], "it has not said so for nothing"
+    desk.wants(0, 0)
+    desk.wants(1, 5, since=0.5)
+    assert desk.recalls() == [], "and gives what it can as soon as it can"
+    assert desk.offered(recall) == 1
+    assert len(desk.recalls()) == 4
 
 
 def test_a_worker_that_has_servers_asks_one_without_waiters_after_10_ms() -> None:
@@ -549,9 +592,10 @@ def test_a_recall_at_a_worker_that_dies_is_made_elsewhere() -> None:
     desk.hold(1, 1)
     desk.wants(2)
     desk.take()
-    desk.hear(desk.book.left(0, desk.now))
+    desk.die(0)
     desk.tick(COMING_S)
     assert desk.recalls() == [(1, "alice")]
+    desk.wants(2, 0)
 
 
 def test_what_was_taken_over_counts_beyond_the_limits_and_goes_when_it_is_idle() -> None:
@@ -622,6 +666,7 @@ def test_each_limit_on_clients_is_over_all_workers() -> None:
     assert book.admit(1, "other", "alice", False, ClientLimits(100, 0, 1)) == OVER_USER
     assert book.admit(1, "other", "bob", False, ClientLimits(100, 1, 1)) == ADMITTED
     assert book.admit(1, "app", "carol", True, ClientLimits(2, 0, 0)) == OVER_CLIENTS
+    assert book.admit(1, "app", "dave", False, ClientLimits(2, 0, 0)) == ADMITTED, "it was there before the others"
     book.ended(0, "app", "alice")
     assert book.admit(1, "app", "carol", True, ClientLimits(2, 0, 0)) == ADMITTED, "another one has left meanwhile"
     assert [REFUSALS[code].message for code in (OVER_CLIENTS, OVER_DATABASE, OVER_USER)] == [

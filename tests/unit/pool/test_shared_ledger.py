@@ -45,6 +45,20 @@ def waiter(world: World, **keys: str) -> Client:
     return client
 
 
+def look(workers: Workers, seconds: float) -> None:
+    """Time passes, and the workers that want something say so. No janitor comes by."""
+    workers.now += seconds
+    for worker in workers.workers:
+        worker.world.now = workers.now
+        if worker.ledger.is_wanting:
+            worker.ledger.flush(workers.now)
+    workers.deliver()
+
+
+def said(workers: Workers, kind: str) -> int:
+    return sum(worker.said.count(kind) for worker in workers.workers)
+
+
 # --- one pool -----------------------------------------------------------------------------------------------------------
 def test_a_pool_of_one_serves_two_workers_with_one_login() -> None:
     workers, worlds = start(2, pool_size=1)
@@ -176,6 +190,116 @@ def test_who_has_servers_gets_another_only_when_the_wait_is_uneven() -> None:
     assert ours.session.server is not None
 
 
+def test_a_holder_decides_by_how_long_its_own_clients_wait() -> None:
+    """The supervisor may not know of them yet, when a server is released."""
+    workers, (one, two) = start(2, pool_size=3)
+    theirs = [holder(workers, one) for _ in range(2)]
+    holder(workers, two)
+    waiter(two)
+    workers.in_turns(0.1)
+    assert one.pool().recalls == 1
+    one.now = workers.now = workers.now + 0.04
+    here = waiter(one)
+    here.session.wait_start -= 0.12  # as if its news had not reached the supervisor
+    theirs[0].send(COMMIT)
+    one.settle()
+    assert kinds(here.take()) == ANSWER
+    workers.in_turns(0.1)
+    assert (one.pool().server_count, two.pool().server_count) == (1, 2)
+
+
+def test_the_only_server_of_a_worker_that_uses_it_stays_for_a_moment() -> None:
+    workers, (one, two) = start(2, pool_size=2)
+    mine = holder(workers, one)
+    holder(workers, two)
+    waiting = waiter(two)
+    workers.in_turns(0.04)
+    mine.send(COMMIT)
+    workers.settle()
+    assert one.pool().idle.count == 1
+    workers.in_turns(0.04)
+    assert kinds(waiting.take()) == ANSWER
+
+
+def test_the_supervisor_hears_who_is_the_first_to_wait_by_now() -> None:
+    workers, (one, two) = start(2, pool_size=1)
+    holder(workers, one)
+    first = waiter(two)
+    workers.in_turns(0.05)
+    second = waiter(two)
+    workers.in_turns(0.05)
+    want = workers.book.account("app", "alice").wants[1]
+    assert want.since == first.session.wait_start
+    first.vanish()
+    look(workers, 0.01)
+    assert (want.since, int(want.waiting)) == (second.session.wait_start, 1)
+
+
+def test_a_wait_that_comes_and_goes_is_not_worth_a_message_each_time() -> None:
+    workers, (one, _) = start(2, pool_size=1)
+    holder(workers, one)
+    client = one.client()
+    workers.in_turns(0.02)
+    before = said(workers, "wants")
+    for _ in range(20):
+        client.send(QUERY)
+        workers.turn()
+        client.session.cancel_waiting(one.now)
+        look(workers, 0.001)
+    assert said(workers, "wants") - before <= 5
+    look(workers, 0.005)
+    assert 0 not in workers.book.account("app", "alice").wants
+
+
+def test_who_does_not_wait_any_more_says_so() -> None:
+    workers, (one, two) = start(2, pool_size=1)
+    holder(workers, one)
+    client = waiter(two)
+    workers.deliver()
+    assert workers.book.account("app", "alice").wants[1].waiting == 1
+    client.vanish()
+    look(workers, 0.01)
+    assert 1 not in workers.book.account("app", "alice").wants
+    assert one.pool().recalls == 0
+
+
+def test_news_of_a_recall_that_was_answered_are_no_new_recall() -> None:
+    workers, (one, two) = start(2, pool_size=2)
+    for _ in range(2):
+        holder(workers, one)
+    for client in one.clients:
+        client.send(COMMIT)
+    workers.settle()
+    first, second = workers.workers
+    waiter(two)
+    workers.turn()
+    while workers.to_supervisor(second):
+        pass
+    assert first.down[-1][0] == "order"
+    recall = first.down[-1]
+    workers.to_worker(first)
+    assert one.pool().idle.count == 1
+    first.down.append(recall)  # it has crossed the answer
+    workers.to_worker(first)
+    assert one.pool().idle.count == 1
+    workers.deliver()
+    assert one.pool().server_count == 1
+
+
+def test_a_recall_outlives_the_pool_that_it_was_made_of() -> None:
+    workers, (one, two) = start(2, pool_size=1)
+    client = holder(workers, one)
+    waiter(two)
+    workers.in_turns(0.05)
+    assert one.pool().recalls == 1
+    registry = one.registry
+    old = one.pool()
+    registry.drop_pool(old)
+    assert one.pool() is not old
+    assert one.pool().recalls == 1
+    client.vanish()
+
+
 def test_a_server_that_cannot_move_is_closed_and_another_one_opened() -> None:
     workers, (one, two) = start(2, pool_size=1)
     for worker in workers.workers:
@@ -236,9 +360,9 @@ def test_nothing_is_said_while_nothing_changes() -> None:
     holder(workers, one)
     waiter(two)
     workers.in_turns(0.1)
-    sent = sum(worker.sent for worker in workers.workers)
+    sent = sum(len(worker.said) for worker in workers.workers)
     workers.in_turns(1.0)
-    assert sum(worker.sent for worker in workers.workers) == sent
+    assert sum(len(worker.said) for worker in workers.workers) == sent
     workers.in_turns(0.2)
     assert all(not worker.down for worker in workers.workers)
 
@@ -250,12 +374,12 @@ def test_requests_that_find_a_server_say_nothing_at_all() -> None:
         for client in clients:
             client.send(QUERY)
         workers.in_turns(0.02)
-    sent = workers.workers[0].sent
+    sent = len(workers.workers[0].said)
     for _ in range(50):
         for client in clients:
             client.send(QUERY)
         workers.in_turns(0.01)
-    assert workers.workers[0].sent == sent
+    assert len(workers.workers[0].said) == sent
 
 
 # --- limits of other kinds ----------------------------------------------------------------------------------------------
@@ -303,6 +427,10 @@ def test_min_pool_size_follows_the_configuration() -> None:
     workers.reload(min_pool_size=2)
     workers.in_turns(1.0, 0.1)
     assert [int(world.pool().server_count) for world in worlds] == [1, 1]
+    workers.reload(server_idle_timeout=1.0)
+    assert [int(world.pool().limits.min_pool_size) for world in worlds] == [1, 1]
+    workers.in_turns(3.0, 0.1)
+    assert (workers.standing(), workers.logins) == (2, 2)
     workers.reload(min_pool_size=0)
     workers.in_turns(1.0, 0.1)
     assert [int(world.pool().limits.min_pool_size) for world in worlds] == [0, 0]
@@ -346,6 +474,20 @@ def test_a_pool_that_is_always_busy_does_not_starve_another_in_another_worker() 
                 client.send(QUERY)
         workers.check()
     assert waited > 0.9
+
+
+def test_a_pool_whose_own_clients_wait_longer_gives_way_to_nobody() -> None:
+    workers, (one, two) = start(2, pool_size=5, databases={"app": {"max_connections": 1}})
+    busy = holder(workers, one)
+    waiter(two, user="bob")
+    workers.in_turns(0.5)
+    here = waiter(one)
+    workers.in_turns(0.7)
+    assert one.pool().recalls == 1
+    here.session.wait_start -= 5.0  # as if its news had not reached the supervisor
+    busy.send(COMMIT)
+    one.settle()
+    assert kinds(here.take()) == ANSWER
 
 
 def test_a_smaller_pool_size_closes_servers_of_whichever_worker() -> None:
@@ -528,7 +670,8 @@ def test_a_client_that_leaves_while_it_is_being_counted_does_not_count() -> None
 def test_a_client_that_is_let_in_and_cannot_be_served_does_not_count() -> None:
     workers, (one, _) = counted(pool_size=2)
     pool = one.pool()
-    pool.open_failed(None, errors.CONNECT_FAILED, 10.0, one.now)
+    pool.last_failure = errors.CONNECT_FAILED
+    pool.retry_at = one.now + 10.0
     client = one.connect()
     workers.settle()
     assert client.is_closed
