@@ -10,7 +10,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Final
+from typing import Final, NoReturn
 
 import uvloop
 
@@ -46,8 +46,16 @@ def version_text() -> str:
     )
 
 
+class Parser(argparse.ArgumentParser):
+    """As argparse's, with PgBouncer's exit code for a command line that is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(1, f"{self.prog}: {message}\n")
+
+
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
+    found = Parser(
         prog="pgpool-proxy",
         description="A PostgreSQL pooling proxy.",
         epilog=EPILOG,

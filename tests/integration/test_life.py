@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import signal
 import socket
@@ -17,7 +18,7 @@ from fix_clients import Database, Login, answer, ask, backend_pid, error, refusa
 from fix_postgres import environment
 from fix_proxy import ADMIN_PASSWORD, ADMIN_USER, MakeProxy, Proxy, daemon_command
 from fix_raw import MakeRawClient
-from fix_wait import LOOPBACK, accepts, free_port, hand_over, is_running, wait_until
+from fix_wait import LOOPBACK, accepts, free_port, hand_over, is_running, unprivileged_account, wait_until
 
 
 @pytest.fixture
@@ -56,10 +57,46 @@ def test_help_names_the_options_of_pgbouncer() -> None:
         assert option in done.stdout
 
 
-def test_an_unknown_option_is_refused() -> None:
-    done = command_line("--nonsense")
-    assert done.returncode != 0
-    assert "--nonsense" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--nonsense"], "--nonsense"),
+        (["-x"], "-x"),
+        (["-u"], "-u"),
+        (["--verbose=3", "a.ini"], "--verbose"),
+        (["a.ini", "b.ini"], "b.ini"),
+        ([], "no configuration file specified"),
+        (["-d", "-q"], "no configuration file specified"),
+        (["-d", "-q", "missing.ini"], "missing.ini"),
+        (["-R", "missing.ini"], "missing.ini"),
+    ],
+)
+def test_a_command_line_that_is_wrong_is_refused_with_1(arguments: list[str], word: str) -> None:
+    done = command_line(*arguments)
+    assert done.returncode == 1
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "verbose"), [((), "0"), (("-v",), "1"), (("-vvv",), "3"), (("-v", "--verbose"), "2"), (("-qv",), "1")]
+)
+def test_each_v_makes_it_say_more(make_proxy: MakeProxy, arguments: tuple[str, ...], verbose: str) -> None:
+    proxy = make_proxy(arguments=arguments)
+    assert proxy.show("CONFIG", key="verbose")["value"] == verbose
+    proxy.admin("RELOAD")
+    assert proxy.show("CONFIG", key="verbose")["value"] == verbose
+    if "-qv" not in arguments:
+        assert proxy.log_contains(" DEBUG ") == (verbose != "0")
+    else:
+        assert proxy.log() == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+def test_u_beats_the_user_of_the_file(make_proxy: MakeProxy) -> None:
+    proxy = make_proxy(user="nobody_of_this_name")
+    assert Path(f"/proc/{proxy.pid}").stat().st_uid == pwd.getpwnam(unprivileged_account() or "").pw_uid
 
 
 def test_a_taken_port_is_named(make_proxy: MakeProxy) -> None:

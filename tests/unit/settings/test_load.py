@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from pgpool_proxy.errors import ConfigError
-from pgpool_proxy.settings import load
+from pgpool_proxy.settings import KEYS, Settings, load
 from pgpool_proxy.settings.config import beside
+from pgpool_proxy.settings.keys import Flag, Seconds, Whole, Word
+from pgpool_proxy.settings.model import default_text
 
 SAMPLE = """\
 [databases]
@@ -64,6 +66,50 @@ def test_command_line_beats_environment_beats_file_beats_default(tmp_path: Path)
     assert config.where["pgbouncer", "listen_port"] == ("command line", 0)
     assert config.where["pgbouncer", "verbose"] == ("environment", 0)
     assert config.where["pgbouncer", "max_client_conn"] == (path, 2)
+
+
+OTHERS = {
+    "client_tls_protocols": "tlsv1.3",
+    "server_tls_protocols": "tlsv1.3",
+    "server_require_auth": "md5",
+    "unix_socket_mode": "0700",
+}
+
+
+def another(name: str) -> str:
+    """A value of a key that is not its default."""
+    key, default = KEYS[name], default_text(name)
+    if name in OTHERS:
+        return OTHERS[name]
+    if isinstance(key, Flag):
+        return "1" if default == "0" else "0"
+    if isinstance(key, Whole):
+        number = int(default or "0", 0)
+        return str(number + 1 if number < key.high else number - 1)
+    if isinstance(key, Seconds):
+        return f"{float(default or 0) + 1.5:g}"
+    if isinstance(key, Word):
+        return next(word for word in key.words if word != default)
+    return "something_else"
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_every_setting_has_its_variable_which_beats_the_file_and_is_beaten_by_the_command_line(
+    tmp_path: Path, name: str
+) -> None:
+    key, text = KEYS[name], another(name)
+    comment = " # or another" if isinstance(key, Flag | Whole | Seconds | Word) else ""
+    path = written(tmp_path, f"[pgbouncer]\n{name} = {text}{comment}\n")
+    wanted = getattr(load(path, {}, {}).settings, name)
+    default = getattr(Settings(), name)
+    assert wanted != default
+    assert getattr(load(None, {}, {f"PGPOOL_PROXY_{name.upper()}": text}).settings, name) == wanted
+    assert getattr(load(None, {name: text}, {}).settings, name) == wanted
+    back = default_text(name)
+    if back:
+        variable = {f"PGPOOL_PROXY_{name.upper()}": back}
+        assert getattr(load(path, {}, variable).settings, name) == default
+        assert getattr(load(path, {name: text}, variable).settings, name) == wanted
 
 
 def test_the_environment_of_the_process_is_not_read_behind_the_callers_back(monkeypatch: pytest.MonkeyPatch) -> None:
