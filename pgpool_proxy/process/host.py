@@ -156,9 +156,15 @@ class WorkerHost:
 
     # --- what is logged -----------------------------------------------------------------------------------------------
     def logger(self, session: ClientSession) -> ConnectionLogger:
-        return log.connection_logger(
+        """Made for its first line, and again when it has said who it is."""
+        kept = session.voice
+        if isinstance(kept, ConnectionLogger) and kept.user == session.user_name and kept.database == session.database_name:
+            return kept
+        made = log.connection_logger(
             "C", session.number, session.database_name, session.user_name, session.address, session.port
         )
+        session.voice = made
+        return made
 
     def _server_logger(self, session: ServerSession) -> ConnectionLogger:
         pool = session.pool

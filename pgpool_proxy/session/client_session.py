@@ -69,6 +69,7 @@ class ClientSession(PoolClient):
         self.statements: ClientStatements | None = None
         self.unnamed: bytes | None = None
         self.states_seen: i64 = 0  # kinds of session state that were logged for it
+        self.voice: object = None  # what the host keeps to speak of it in the log
         self.blocked: i64 = 0
         self.write_full: bool = False
         self.discarding: bool = False  # its pipeline was cancelled while it waited: up to Sync everything is discarded

@@ -24,6 +24,7 @@ CLIENT_ANEW = {
     "context", "transport", "link", "login", "login_user", "pool", "server", "state", "console", "tls",  # of the process itself
     "blocked", "write_full",  # nothing is on its way
     "wait_start", "wait_notified",  # it asks anew, with what is pending
+    "voice",  # in the log
     "is_counted", "is_over",  # among all clients
 }  # fmt: skip
 CLIENT_CARRIED = {
