@@ -134,7 +134,7 @@ def serve(
         if not reboot:
             pidfile.write()
         if spawner is not None:
-            return uvloop.run(_supervise(config, overrides, spawner, workers))
+            return uvloop.run(_supervise(config, overrides, spawner, workers, pidfile if reboot else None))
         return uvloop.run(_serve(config, overrides, pidfile if reboot else None))
     except ConfigError as error:
         log.get_logger().fatal(str(error))
@@ -150,24 +150,31 @@ async def _serve(config: Config, overrides: dict[str, str], pidfile: daemon.PidF
     worker = Worker(config, overrides, os.environ)
     signals.install(worker)
     if pidfile is not None:
-        own = pidfile
-
-        def old_has_ended() -> None:
-            worker.tasks.start(own.follow(END_OF_THE_OLD_S), "pidfile")
-
-        if not await worker.take_over(old_has_ended):
-            pidfile.check()
-            pidfile.write()
-
+        await _take_over(worker, pidfile)
     await worker.run(_is_up)
     await asyncio.sleep(0)
     return 0
 
 
-async def _supervise(config: Config, overrides: dict[str, str], spawner: Spawner, workers: int) -> int:
-    """Several workers."""
+async def _take_over(follower: Worker | Supervisor, pidfile: daemon.PidFile) -> None:
+    """-R. Raises ConfigError."""
+
+    def old_has_ended() -> None:
+        follower.tasks.start(pidfile.follow(END_OF_THE_OLD_S), "pidfile")
+
+    if not await follower.take_over(old_has_ended):
+        pidfile.check()
+        pidfile.write()
+
+
+async def _supervise(
+    config: Config, overrides: dict[str, str], spawner: Spawner, workers: int, pidfile: daemon.PidFile | None
+) -> int:
+    """Several workers; `pidfile` as in `_serve`."""
     supervisor = Supervisor(config, overrides, os.environ, spawner, workers)
     signals.install_for_all(supervisor)
+    if pidfile is not None:
+        await _take_over(supervisor, pidfile)
     await supervisor.run(_is_up)
     return 0
 

@@ -3,7 +3,7 @@
 A key is 8 bytes from the system's random source, 36 for a client that speaks protocol 3.2: process id and secret of the
 protocol are not told apart, as in PgBouncer. Bit 7 of byte 0 is clear, so that drivers which read the process id as a signed
 Int32 see it positive. With a peer id, bytes 1 and 2 hold it in little-endian order and the low two bits of byte 7 the hops that
-are left (PgBouncer's encoding, in keys of both lengths). Of one worker among several, byte 3 holds its slot.
+are left (PgBouncer's encoding, in keys of both lengths).
 """
 
 from __future__ import annotations
@@ -28,11 +28,6 @@ def peer_of(key: bytes) -> int:
     return key[1] | key[2] << 8
 
 
-def slot_of(key: bytes) -> int:
-    """The worker's slot in a key of a CancelRequest. With one worker these are random bits."""
-    return key[3]
-
-
 def one_hop_less(key: bytes) -> bytes | None:
     """The key as it is passed on to a peer; None when it has been passed on too often."""
     if not key[7] & 3:
@@ -43,9 +38,8 @@ def one_hop_less(key: bytes) -> bytes | None:
 class CancelKeys:
     """Keys handed out by this process."""
 
-    def __init__(self, random_bytes: Callable[[int], bytes], peer_id: int = 0, slot: int = 0) -> None:
+    def __init__(self, random_bytes: Callable[[int], bytes], peer_id: int = 0) -> None:
         self.peer_id = peer_id
-        self._slot = slot
         self._random_bytes = random_bytes
         self._stock: bytes = b""  # random bytes drawn ahead: a system call for each login would be felt
         self._drawn: i64 = 0
@@ -53,7 +47,7 @@ class CancelKeys:
 
     def issue(self, client: PoolClient, long: bool = False) -> bytes:
         """A fresh key for `client`, which stays valid until `revoke`; `long`: of protocol 3.2."""
-        if not long and self.peer_id == 0 and self._slot == 0:
+        if not long and self.peer_id == 0:
             short = self._draw_short()
             while short in self._clients or short == NOBODYS:
                 short = self._draw_short()
@@ -69,8 +63,6 @@ class CancelKeys:
                 key[1] = self.peer_id & 0xFF
                 key[2] = self.peer_id >> 8
                 key[7] = key[7] & 0xFC | FIRST_TTL
-            if self._slot:
-                key[3] = self._slot
             if bytes(key) not in self._clients and any(key):
                 break
         client.cancel_key = bytes(key)

@@ -20,7 +20,6 @@ from pgpool_proxy.process import moving
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.server_session import ServerSession
 from pgpool_proxy.session.transport import Transport
-from pgpool_proxy.wire import backend
 
 if TYPE_CHECKING:
     from pgpool_proxy.process.worker import Worker
@@ -85,15 +84,6 @@ class Arrivals:
         self.taken += 1
         arrival = Arrival(self._worker, state, pool, found)
         self._worker.tasks.start(arrival.connect(sock), f"client {state['number']} taken over")
-
-
-def refuse(sock: socket.socket) -> None:
-    """A client of a database that is not configured any more."""
-    try:
-        sock.send(backend.error_response(errors.DATABASE_REMOVED))
-    except OSError:
-        pass
-    sock.close()
 
 
 class Arrival:

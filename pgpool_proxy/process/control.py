@@ -248,7 +248,7 @@ class WorkerControl(WorkerSource):
         was_suspended = self.is_suspended
         self.is_suspended = False
         self._suspended_by = None
-        self._let_go()
+        self.let_go()
         hand_over = self._hand_over
         self._hand_over = None
         if hand_over is not None:
@@ -256,7 +256,7 @@ class WorkerControl(WorkerSource):
         if was_suspended:
             self._worker.go_on_accepting()
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         """Those who were stopped are read again."""
         suspension = self._suspension
         self._suspension = None
@@ -276,7 +276,7 @@ class WorkerControl(WorkerSource):
 
     def hand_over(self, session: ClientSession, done: Done) -> HandOver:
         """The pooler stays suspended, in that nobody is let in; those who are there go on until their turn comes."""
-        self._let_go()
+        self.let_go()
         self._hand_over = self._worker.hand_over(session, done)
         return self._hand_over
 

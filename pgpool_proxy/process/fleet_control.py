@@ -5,6 +5,7 @@ The `Control` of admin/control.py: what belongs to this process (clocks) is its 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,16 @@ from pgpool_proxy.admin.answers import from_json
 from pgpool_proxy.admin.control import Done, Pending, Row
 from pgpool_proxy.admin.merge import merged
 from pgpool_proxy.admin.show import FAKES
+from pgpool_proxy.errors import Report
+from pgpool_proxy.process.source import descriptor, unsent
 from pgpool_proxy.session.client_session import ClientSession
 
 if TYPE_CHECKING:
     from pgpool_proxy.process.membership import Membership
     from pgpool_proxy.process.worker import Worker
+
+
+LOOK_AGAIN_S = 0.005
 
 
 class Ordered:
@@ -32,6 +38,9 @@ class Ordered:
         message = {"is": "order", "name": name, "arguments": arguments}
         self._number = self._membership.ask(message, self._answered)
         return self
+
+    def hand_over(self, own: int) -> None:
+        self._number = self._membership.ask({"is": "hand_over"}, self._answered, (own,))
 
     def _answered(self, message: dict[str, Any]) -> None:
         done = self._done
@@ -58,6 +67,7 @@ class FleetControl:
         self._worker = worker
         self._membership = membership
         self._suspended_by: object = None
+        self._is_handing_over = False
 
     def _order(self, name: str, arguments: list[Any], done: Done) -> Pending | None:
         return Ordered(self._membership, done).give(name, arguments)
@@ -118,12 +128,32 @@ class FleetControl:
         self._order("set", [key, value], done)
 
     def may_hand_over(self, session: ClientSession) -> bool:
-        return False
+        ours = session.is_unix and session.peer_uid == os.geteuid()
+        return ours and self._suspended_by is not None and not self._is_handing_over
 
     def hand_over(self, session: ClientSession, done: Done) -> Pending:
-        raise errors.IllegalTransition("a worker hands nothing over to another daemon")
+        """The supervisor goes on with this connection, when what the console has said before is out."""
+        self._is_handing_over = True
+
+        def ended(report: Report | None) -> None:
+            self._is_handing_over = False
+            done(report)
+
+        ordered = Ordered(self._membership, ended)
+
+        def begin() -> None:
+            if session.is_closed:
+                return
+            if unsent(session):
+                self._worker.call_later(LOOK_AGAIN_S, begin)
+            else:
+                ordered.hand_over(descriptor(session))
+
+        self._worker.call_later(0.0, begin)
+        return ordered
 
     def console_closed(self, owner: object) -> None:
         if self._suspended_by is owner:
             self._suspended_by = None
+            self._is_handing_over = False
             self._order("resume", [None], lambda _: None)

@@ -12,22 +12,18 @@ away. Until SHUTDOWN, this process keeps everything that it needs to go on, shou
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import socket
-from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from pgpool_proxy import errors, log
 from pgpool_proxy.admin import fds
-from pgpool_proxy.admin.control import Done, Row
-from pgpool_proxy.admin.results import TEXT_FORMAT, data_row
-from pgpool_proxy.admin.show import FDS, TABLES
+from pgpool_proxy.admin.control import Done
 from pgpool_proxy.errors import Report
 from pgpool_proxy.process import moving
 from pgpool_proxy.process.departure import LEISURE, TICK_S, Departure
+from pgpool_proxy.process.row_sender import MAX_QUEUED, RowSender
 from pgpool_proxy.process.source import descriptor, unsent
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.server_session import ServerSession
@@ -35,9 +31,7 @@ from pgpool_proxy.session.server_session import ServerSession
 if TYPE_CHECKING:
     from pgpool_proxy.process.worker import Worker
 
-MAX_QUEUED: Final = 64  # sockets that are on their way at once
 NUMBERS_AHEAD: Final = 1_000_000  # ids and statements that this process may still make while the new one makes its own
-BUSY: Final = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS)  # the other side has to take some first
 
 
 class HandOver(Departure):
@@ -47,15 +41,14 @@ class HandOver(Departure):
         super().__init__(worker, worker.config.settings.suspend_timeout)
         self._console = console
         self._done: Done | None = done
-        self._queue: deque[tuple[bytes, int]] = deque()  # rows, each with the descriptor that goes with it, or -1
         self._has_said_all = False
-        self._socket = socket.socket(fileno=os.dup(descriptor(console)))
+        self._rows = RowSender(os.dup(descriptor(console)))
 
     def start(self) -> None:
         log.get_logger().info("handing over to a new process")
         for listening in self._worker.listener.sockets:
-            self._put(fds.socket_row(listening.sock.fileno(), *listening.address), listening.sock.fileno())
-        self._put(fds.state_row(json.dumps(self._shared())))
+            self._rows.put(fds.socket_row(listening.sock.fileno(), *listening.address), listening.sock.fileno())
+        self._rows.put(fds.state_row(json.dumps(shared_state(self._worker))))
         self._worker.listener.is_handed_over = True
         self._worker.call_later(0.0, self._tick)  # what the console has said before goes first
 
@@ -69,7 +62,7 @@ class HandOver(Departure):
         self._close()
 
     def __repr__(self) -> str:
-        return f"<HandOver moved={self.moved} queued={len(self._queue)}>"
+        return f"<HandOver moved={self.moved} queued={len(self._rows)}>"
 
     # --- one look after the other ---------------------------------------------------------------------------------------
     def _tick(self) -> None:
@@ -78,10 +71,10 @@ class HandOver(Departure):
         began = perf_counter()
         try:
             if not unsent(self._console):
-                self._send()
+                self._rows.send()
                 left = self.move_all(self._worker.clock())
-                self._send()
-                if not left and not self._queue and self._say_all():
+                self._rows.send()
+                if not left and not self._rows and self._say_all():
                     log.get_logger().info(f"handed over: {self.moved} connections")
                     self._end(None)
                     return
@@ -96,9 +89,9 @@ class HandOver(Departure):
         if not self._has_said_all:
             self._has_said_all = True
             totals = {name: list(values) for name, values in self._worker.stats.totals().items()}
-            self._put(fds.state_row(json.dumps({"totals": totals, "secrets": self._worker.host.secrets_to_hand_over()})))
-            self._send()
-        return not self._queue
+            self._rows.put(fds.state_row(json.dumps({"totals": totals, "secrets": self._worker.host.secrets_to_hand_over()})))
+            self._rows.send()
+        return not self._rows
 
     def _end(self, report: Report | None) -> None:
         done = self._done
@@ -108,65 +101,37 @@ class HandOver(Departure):
             done(report)
 
     def _close(self) -> None:
-        self._socket.close()
-        for _, own in self._queue:
-            if own >= 0:
-                os.close(own)
-        self._queue.clear()
+        self._rows.close()
         self.let_go()
         self._worker.listener.is_handed_over = self._has_said_all
-
-    # --- rows -----------------------------------------------------------------------------------------------------------
-    def _shared(self) -> dict[str, Any]:
-        """What is true of all: from which numbers on the new process may make its own, and what it could not know."""
-        worker = self._worker
-        registry = worker.registry
-        return {
-            "number": int(registry.next_number()) + NUMBERS_AHEAD,
-            "statement": int(worker.context.statements.last_number()) + NUMBERS_AHEAD,
-            "disabled": [name for name, database in registry.databases.items() if database.disabled],
-            "reported": [
-                [pool.database.name, pool.user.name, _as_text(pool.server_parameters)]
-                for pool in registry.pools.values()
-                if pool.server_parameters is not None and not pool.database.is_admin and pool.main is None
-            ],
-            "secrets": worker.host.secrets_to_hand_over(),
-        }
-
-    def _put(self, row: Row, own: int = -1) -> None:
-        """The descriptor is duplicated: ours may be closed before the row goes out."""
-        columns = TABLES[FDS].columns
-        self._queue.append((data_row(columns, [TEXT_FORMAT] * len(columns), row), os.dup(own) if own >= 0 else -1))
-
-    def _send(self) -> None:
-        """As much of the queue as the other side takes now. Raises OSError when it takes no more."""
-        while self._queue:
-            data, own = self._queue[0]
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, own.to_bytes(4, "little"))] if own >= 0 else []
-            try:
-                sent = self._socket.sendmsg([data], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            except OSError as error:
-                if error.errno in BUSY:
-                    return
-                raise
-            if own >= 0:
-                os.close(own)
-            if sent < len(data):
-                self._queue[0] = (data[sent:], -1)
-            else:
-                self._queue.popleft()
 
     # --- Departure --------------------------------------------------------------------------------------------------------
     @property
     def is_full(self) -> bool:
-        return len(self._queue) >= MAX_QUEUED
+        return len(self._rows) >= MAX_QUEUED
 
     def put_client(self, client: ClientSession, own: int, linked: int, state: moving.State) -> None:
-        self._put(fds.client_row(client, own, linked, json.dumps(state)), own)
+        self._rows.put(fds.client_row(client, own, linked, json.dumps(state)), own)
 
     def put_server(self, server: ServerSession, own: int, client: ClientSession | None, state: moving.State) -> None:
         linked = descriptor(client) if client is not None else 0
-        self._put(fds.server_row(server, own, linked, json.dumps(state)), own)
+        self._rows.put(fds.server_row(server, own, linked, json.dumps(state)), own)
+
+
+def shared_state(worker: Worker) -> dict[str, Any]:
+    """What is true of all: from which numbers on the new process may make its own, and what it could not know."""
+    registry = worker.registry
+    return {
+        "number": int(registry.next_number()) + NUMBERS_AHEAD,
+        "statement": int(worker.context.statements.last_number()) + NUMBERS_AHEAD,
+        "disabled": [name for name, database in registry.databases.items() if database.disabled],
+        "reported": [
+            [pool.database.name, pool.user.name, _as_text(pool.server_parameters)]
+            for pool in registry.pools.values()
+            if pool.server_parameters is not None and not pool.database.is_admin and pool.main is None
+        ],
+        "secrets": worker.host.secrets_to_hand_over(),
+    }
 
 
 def _as_text(reported: dict[bytes, bytes]) -> list[list[str]]:

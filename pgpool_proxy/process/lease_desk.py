@@ -166,13 +166,32 @@ class LeaseDesk:
     def _hand_server(self, worker: WorkerProcess, said: Message, descriptors: list[int]) -> None:
         """To the worker that takes this one's place; this one says `closing` next."""
         database, user = said["key"]
+        hand_over = self._supervisor.hand_over
+        if hand_over is not None:
+            own = self._sockets.released(said["server"])
+            if own is not None:
+                hand_over.server(said, own)
+                os.close(own)
+            return
         successor = self._supervisor.successor(worker)
         descriptor = self._sockets.moved(said["server"], successor.number) if successor is not None else None
         if successor is not None and descriptor is not None:
             self._send(self._book.adopted(successor.number, database, user, 1, monotonic()))
             successor.send(said, (descriptor,))
 
+    def adopt(self, worker: WorkerProcess, database: str, state: dict[str, Any], descriptor: int) -> None:
+        """A worker gets a server of the daemon that this one follows."""
+        key, number = (database, str(state["pool_user"])), int(state["number"])
+        self._sockets.connected(number, worker.number, key, os.dup(descriptor))
+        self._sockets.keyed(number, bytes.fromhex(state["key"]))
+        self._send(self._book.adopted(worker.number, key[0], key[1], 1, monotonic()))
+
     def _hand_client(self, worker: WorkerProcess, said: Message, descriptors: list[int]) -> None:
+        hand_over = self._supervisor.hand_over
+        if hand_over is not None:
+            hand_over.client(said, descriptors[0])
+            os.close(descriptors[0])
+            return
         successor = self._supervisor.successor(worker)
         if successor is not None:
             self._clients.arrived(successor.number, 0)  # the worker says `settled` when it has it

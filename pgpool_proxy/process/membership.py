@@ -12,7 +12,7 @@ from the supervisor
   do, undo, part       an order of the console, its end before its time, the question for this worker's part of a SHOW
   answer, parts        to the worker that has the console
   closing, stop        a shutdown begins; end at once
-  retire               another worker has come: give it everybody
+  retire, stay         another worker, or another daemon, has come: give it everybody; it has gone
   hand_server, hand_client, secrets, retired    from the worker whose place this one takes (retirement.py)
 to the supervisor
   ready, failed, alive, drained    of the process: it serves, it cannot, how it is, it has no clients
@@ -46,15 +46,17 @@ from pgpool_proxy.admin.merge import part_of
 from pgpool_proxy.errors import ConfigError, Report
 from pgpool_proxy.metrics import merge
 from pgpool_proxy.net.client_connection import ClientConnection, Gate
-from pgpool_proxy.pool.cancel_keys import peer_of, slot_of
+from pgpool_proxy.pool.cancel_keys import peer_of
 from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.process import daemon
-from pgpool_proxy.process.arrivals import Arrivals, refuse
+from pgpool_proxy.process.arrivals import Arrivals
 from pgpool_proxy.process.channel import Channel, Message, receive_first
 from pgpool_proxy.process.fleet_control import FleetControl
+from pgpool_proxy.process.handover import shared_state
 from pgpool_proxy.process.lease_wire import LeaseWire
-from pgpool_proxy.process.orders import HISTORY, PERIODS, READINESS, SNAPSHOT
+from pgpool_proxy.process.orders import HISTORY, PERIODS, READINESS, SHARED, SNAPSHOT
 from pgpool_proxy.process.packing import unpacked
+from pgpool_proxy.process.receiver import refuse
 from pgpool_proxy.process.retirement import Retirement
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.server_session import ServerSession
@@ -152,7 +154,7 @@ class Membership:
         self._first = first
         self._worker: Worker | None = None
         self._own_arrivals: Arrivals | None = None
-        self._inner: set[int] = set()  # ids of connections of our own that bring CancelRequests of other workers
+        self._retirement: Retirement | None = None
         self._asked: dict[int, Callable[[Any], None]] = {}  # what is to be answered, by our own number
         self._numbers = 0
         self.leases = LeaseWire(self)
@@ -173,6 +175,7 @@ class Membership:
             "closing": self._closing,
             "stop": self._stop,
             "retire": self._retire,
+            "stay": self._stay,
             "hand_server": self._hand_server,
             "hand_client": self._hand_client,
             "secrets": self._secrets,
@@ -218,6 +221,8 @@ class Membership:
         for database_name, user, reported in self._first["reported"]:
             self._learn(database_name, user, reported)
         self._retired(self._first, [])
+        if self._first["secrets"] is not None:
+            self._secrets(self._first, [])
         self._first = {}
 
     def is_ready(self) -> None:
@@ -229,11 +234,11 @@ class Membership:
     def say(self, message: Message, descriptors: tuple[int, ...] = ()) -> None:
         self.channel.send(message, descriptors)
 
-    def ask(self, message: Message, answered: Callable[[Any], None]) -> int:
+    def ask(self, message: Message, answered: Callable[[Any], None], descriptors: tuple[int, ...] = ()) -> int:
         """Say it with an `id`; `answered` is called with the whole answer. The id."""
         self._numbers += 1
         self._asked[self._numbers] = answered
-        self.say({**message, "id": self._numbers})
+        self.say({**message, "id": self._numbers}, descriptors)
         return self._numbers
 
     def forget(self, identifier: int) -> None:
@@ -337,20 +342,23 @@ class Membership:
 
     # --- cancel requests ----------------------------------------------------------------------------------------------
     def pass_cancel_on(self, session: ClientSession, key: bytes) -> bool:
-        """A key that is none of ours: if it is of another worker's client, the connection that brought it stays until that
-        has seen to it. False: it is not."""
-        own, slot = self.worker.keys.peer_id, slot_of(key)
-        if (own and peer_of(key) != own) or not 1 <= slot <= self.slots or int(session.number) in self._inner:
+        """A key that is none of ours, and may be of another worker's client: the connection that brought it stays until that
+        has seen to it. False: it is another daemon's."""
+        own = self.worker.keys.peer_id
+        if own and peer_of(key) != own:
             return False
 
         def done(_: Any) -> None:
             session.leave(errors.CANCEL_SENT, monotonic())
 
-        self.ask({"is": "cancel", "slot": slot, "key": key.hex()}, done)
+        self.ask({"is": "cancel", "key": key.hex()}, done)
         return True
 
     def _cancel(self, message: Message, descriptors: list[int]) -> None:
-        self.worker.tasks.start(self._bring_cancel(message), "cancel of another worker")
+        if self.worker.keys.find(bytes.fromhex(message["key"])) is None:
+            self.say({"is": "cancelled", "id": message["id"], "asker": message["asker"]})
+        else:
+            self.worker.tasks.start(self._bring_cancel(message), "cancel of another worker")
 
     async def _bring_cancel(self, message: Message) -> None:
         """As if its client had come here: a connection of our own brings it, and lasts as long as the cancel does."""
@@ -358,12 +366,9 @@ class Membership:
         ours, its = socket.socketpair()
         ours.setblocking(False)
         connection = ClientConnection(self.worker.listener)
-        number = 0
         try:
             await loop.connect_accepted_socket(lambda: cast(asyncio.Protocol, connection), its)
             if connection.session is not None:
-                number = int(connection.session.number)
-                self._inner.add(number)
                 self.worker.registry.uncount(connection.session)
             await loop.sock_sendall(ours, frontend.cancel_request(bytes.fromhex(message["key"])))
             while await loop.sock_recv(ours, 1024):
@@ -372,7 +377,6 @@ class Membership:
             pass
         finally:
             ours.close()
-            self._inner.discard(number)
             self.say({"is": "cancelled", "id": message["id"], "asker": message["asker"]})
 
     # --- orders -------------------------------------------------------------------------------------------------------
@@ -401,7 +405,9 @@ class Membership:
         if table == READINESS:
             observation.readiness(lambda said: self._say_part(identifier, iter([list(said.reasons)])))
             return
-        if table == SNAPSHOT:
+        if table == SHARED:
+            chunks = iter([[shared_state(self.worker)]])
+        elif table == SNAPSHOT:
             chunks = merge.chunks(observation.own_snapshot())
         elif table == HISTORY:
             chunks = iter([list(observation.own_history())])
@@ -422,7 +428,17 @@ class Membership:
 
     # --- another worker in this one's place ---------------------------------------------------------------------------
     def _retire(self, message: Message, descriptors: list[int]) -> None:
-        Retirement(self.worker, self).start()
+        is_abroad = bool(message.get("is_abroad"))
+        if is_abroad:
+            self.worker.control.let_go()  # suspended, those who are here go on until their turn comes
+        self._retirement = Retirement(self.worker, self, is_abroad=is_abroad)
+        self._retirement.start()
+
+    def _stay(self, message: Message, descriptors: list[int]) -> None:
+        """Who is still here goes on here."""
+        if self._retirement is not None:
+            self._retirement.cancel()
+            self._retirement = None
 
     def _hand_server(self, message: Message, descriptors: list[int]) -> None:
         """The worker whose place this one takes gives a server: the client that it names follows."""
@@ -441,7 +457,7 @@ class Membership:
         sock = socket.socket(fileno=descriptors[0])
         sock.setblocking(False)
         if pool is None:
-            refuse(sock)
+            refuse(sock, message["key"][0], is_client=True)
             self.leases.say_ended("", "")
         else:
             self._arrivals.take_client(sock, message["state"], pool, message["client"])

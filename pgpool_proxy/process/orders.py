@@ -29,6 +29,7 @@ SNAPSHOT: Final = "the snapshot for the metrics"  # questions that are no tables
 HISTORY: Final = "the history for the status page"
 READINESS: Final = "readiness"
 PERIODS: Final = "the last period"
+SHARED: Final = "what a new daemon has to know"
 WORKERS: Final = "WORKERS"  # the table that says more than workers know of themselves
 Answered = Callable[[Report | None], None]
 
@@ -86,6 +87,10 @@ class Orders:
             "disabled": sorted(self._disabled),
         }
 
+    def disable(self, databases: list[str]) -> None:
+        """As the daemon that this one follows had them."""
+        self._disabled.update(databases)
+
     def _note(self, order: Order) -> None:
         """It was carried out."""
         database: str | None = order.arguments[0] if order.arguments else None
@@ -120,6 +125,8 @@ class Orders:
         if name == "restart":
             self._restart(answered)
             return None
+        if name == "resume" and supervisor.hand_over is not None and arguments == [None]:
+            supervisor.hand_over.cancel()
         if name in ("reload", "set"):
             return self._configure(name, arguments, answered)
         if name == "suspend":
@@ -247,11 +254,13 @@ class Orders:
             question.told(parts)
 
     # --- what workers say ---------------------------------------------------------------------------------------------
-    def received(self, worker: WorkerProcess, message: Message) -> bool:
+    def received(self, worker: WorkerProcess, message: Message, descriptors: list[int]) -> bool:
         """True: it was about an order or a question."""
         kind = message["is"]
         if kind == "order":
             self._ordered(worker, message)
+        elif kind == "hand_over":
+            self._supervisor.begin_hand_over(worker, message["id"], descriptors)
         elif kind == "undo":
             for order in list(self._orders.values()):
                 if order.asker == (worker.number, message["id"]):

@@ -1,6 +1,8 @@
-"""A worker gives its clients and servers to the one that takes its place (RESTART), over its channel to the supervisor.
+"""A worker gives its clients and servers away, over its channel to the supervisor: to the worker that takes its place
+(RESTART), or to a new daemon (-R).
 
-Who cannot move (clients with TLS, replication clients, consoles) is served here until it leaves: the process ends then.
+Who cannot move (clients with TLS, replication clients, consoles) is served here until it leaves: the process ends then. For a
+new daemon, which waits for that, no longer than suspend_timeout.
 """
 
 from __future__ import annotations
@@ -25,24 +27,35 @@ LONGEST_TICK_S: Final = 0.2
 class Retirement(Departure):
     """One run of it; ends with the process."""
 
-    def __init__(self, worker: Worker, membership: Membership) -> None:
-        super().__init__(worker, 0.0)
+    def __init__(self, worker: Worker, membership: Membership, *, is_abroad: bool) -> None:
+        super().__init__(worker, worker.config.settings.suspend_timeout if is_abroad else 0.0)
+        self._is_abroad = is_abroad
+        self._is_over = False
         self._membership = membership
         self._pause = TICK_S
 
     def start(self) -> None:
-        log.get_logger().info("handing over to a new worker")
+        log.get_logger().info(f"handing over to a new {'process' if self._is_abroad else 'worker'}")
         self._membership.say({"is": "secrets", "secrets": self._worker.host.secrets_to_hand_over()})
         self._tick()
 
+    def cancel(self) -> None:
+        """There is nobody to give them to."""
+        self._is_over = True
+        self.let_go()
+
     def _tick(self) -> None:
+        if self._is_over:
+            return
         began = perf_counter()
         moved = self.moved
         left = self.move_all(self._worker.clock())
-        if not left and not self._consoles():
+        if not left and (self._is_abroad or not self._consoles()):
+            self._is_over = True
             log.get_logger().info(f"handed over: {self.moved} connections")
             totals = {name: list(values) for name, values in self._worker.stats.totals().items()}
-            self._membership.say({"is": "retired", "totals": totals})
+            secrets = self._worker.host.secrets_to_hand_over()
+            self._membership.say({"is": "retired", "totals": totals, "secrets": secrets})
             return
         self._pause = TICK_S if self.moved > moved else min(self._pause * 2, LONGEST_TICK_S)  # who stays may stay for long
         self._worker.call_later(max(self._pause, LEISURE * (perf_counter() - began)), self._tick)

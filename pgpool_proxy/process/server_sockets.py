@@ -81,6 +81,11 @@ class ServerSockets:
         found.worker = worker
         return found.descriptor
 
+    def released(self, number: int) -> int | None:
+        """It leaves this daemon as it is: the descriptor, which is the caller's now."""
+        found = self._sockets.pop(number, None)
+        return found.descriptor if found is not None else None
+
     def is_elsewhere(self, number: int, worker: int) -> bool:
         """It has moved from this worker to another one."""
         found = self._sockets.get(number)

@@ -22,7 +22,8 @@ from functools import partial
 from time import monotonic
 from typing import Any, Final
 
-from pgpool_proxy import log
+from pgpool_proxy import errors, log
+from pgpool_proxy.admin.answers import to_json
 from pgpool_proxy.admin.control import WorkerFigures
 from pgpool_proxy.errors import ConfigError, Report
 from pgpool_proxy.net.tasks import Tasks
@@ -30,12 +31,16 @@ from pgpool_proxy.process import statistics
 from pgpool_proxy.process.about import package_version
 from pgpool_proxy.process.channel import Message
 from pgpool_proxy.process.doorman import Doorman
+from pgpool_proxy.process.fleet_handover import FleetHandOver
 from pgpool_proxy.process.fleet_observation import FleetObservation
+from pgpool_proxy.process.fleet_receiver import FleetReceiver
 from pgpool_proxy.process.lease_desk import LeaseDesk
+from pgpool_proxy.process.moving import State
 from pgpool_proxy.process.orders import PERIODS, Orders
 from pgpool_proxy.process.packing import packed
 from pgpool_proxy.process.spawner import Spawner, SpawnFailed
 from pgpool_proxy.process.systemd import Systemd
+from pgpool_proxy.process.takeover import TakeOver
 from pgpool_proxy.process.worker_process import ACTIVE, GONE, RETIRING, STARTING, WorkerProcess
 from pgpool_proxy.settings import config as configuration
 from pgpool_proxy.settings.config import Config
@@ -65,7 +70,7 @@ class Supervisor:
         self.count = count
         self.tasks = Tasks()
         self.systemd = Systemd(environ)
-        self.listener = Doorman(lambda: self._least_busy() is not None, self._take).listener
+        self.listener = Doorman(lambda: self.least_busy() is not None, self._take).listener
         self.workers: list[WorkerProcess] = []
         self.restarts: dict[int, int] = {}  # by slot
         self.leases = LeaseDesk(self)
@@ -74,14 +79,19 @@ class Supervisor:
         self.observation.configure(config)
         self.secret = os.urandom(32)  # what logins of unknown users are mocked from: one for all workers
         self.is_restarting = False
+        self.hand_over: FleetHandOver | None = None  # to a daemon that follows this one
+        self._take_over: TakeOver | None = None  # from the one that this one follows
+        self._secrets: dict[str, Any] | None = None
         self.closing = ""  # the mode of the shutdown that is under way
         self._totals: dict[int, dict[str, list[int]]] = {}  # by slot: what a worker that died had counted
         self._reported: dict[tuple[str, str], object] = {}  # by database and user: what servers report at login
+        self._cancels: dict[tuple[int, int], set[int]] = {}  # (asker, its number) -> workers that have not answered
         self._numbers = 0  # of worker processes
         self._pauses: dict[int, float] = {}  # by slot, before the next replacement
         self._newest_id = 0
         self._newest_statement = 0
         self._turn = 0
+        self._old_ended: Callable[[], None] = lambda: None
         self._stats_due = 0.0
         self._stopped = asyncio.Event()
         self._is_up = False
@@ -103,6 +113,8 @@ class Supervisor:
                 log.get_logger().warning(warning)
             ready()
             self.systemd.ready()
+            if self._take_over is not None:
+                self.tasks.start(self._take_over.go_on(self._taken_over), "takeover")
             self.tasks.start(self.observation.listen(self.config.settings), "metrics")
             self._stats_due = monotonic() + self.config.settings.stats_period + SNAPSHOTS_S
             self.tasks.start(self._tick_forever(), "supervisor")
@@ -135,8 +147,9 @@ class Supervisor:
             "slot": slot,
             "slots": self.count,
             "secret": self.secret.hex(),
-            "newest_id": self._newest_id + IDS_AHEAD if self._is_up else 0,
-            "newest_statement": self._newest_statement + IDS_AHEAD if self._is_up else 0,
+            "newest_id": self._newest_id + IDS_AHEAD if self._newest_id else 0,
+            "newest_statement": self._newest_statement + IDS_AHEAD if self._newest_statement else 0,
+            "secrets": self._secrets,
             "quiet": log.is_quiet(),
             "config": packed(self.config),
             "overrides": dict(self._overrides),
@@ -182,12 +195,12 @@ class Supervisor:
     def _take(self, connection: socket.socket, is_unix: bool) -> None:
         """Give a connection to a worker."""
         self._turn += 1
-        best = self._least_busy()
+        best = self.least_busy()
         if best is not None:
             over = self.leases.client_arrived(best)
             best.send({"is": "client", "unix": is_unix, "over": over}, (connection.fileno(),))
 
-    def _least_busy(self) -> WorkerProcess | None:
+    def least_busy(self) -> WorkerProcess | None:
         """The worker with the fewest clients; of equals, the next one in turn. None: there is none at the moment."""
         best: WorkerProcess | None = None
         fewest = 0
@@ -227,10 +240,15 @@ class Supervisor:
         elif kind == "cancel":
             self._cancel(worker, message)
         elif kind == "cancelled":
-            self.tell(message["asker"], {"is": "cancelled", "id": message["id"]})
+            self._cancelled(worker, message)
         elif kind == "drained":
             worker.is_drained = True
             self._look_for_end()
+        elif kind == "secrets" and self.hand_over is not None:
+            pass  # a new daemon gets them at the end
+        elif kind == "retired" and self.hand_over is not None:
+            worker.has_retired = True
+            self.hand_over.retired(worker, message)
         elif kind in ("secrets", "retired"):
             successor = self.successor(worker)
             if successor is not None:
@@ -238,7 +256,7 @@ class Supervisor:
             if kind == "retired":
                 worker.has_retired = successor is not None
                 worker.send({"is": "stop"})
-        elif not self.leases.received(worker, message, descriptors) and not self.orders.received(worker, message):
+        elif not self.leases.received(worker, message, descriptors) and not self.orders.received(worker, message, descriptors):
             log.get_logger().error(f"worker {worker.slot} says what nobody understands: {kind}")
 
     def forget_reported(self) -> None:
@@ -264,13 +282,22 @@ class Supervisor:
                 worker.send(message, descriptors)
 
     def _cancel(self, asker: WorkerProcess, message: Message) -> None:
-        """A CancelRequest whose key names another slot: there may be two workers in it, of which one gives its clients away."""
-        for worker in self.workers:
-            if worker.slot == message["slot"] and worker is not asker and worker.state != STARTING:
-                worker.send({"is": "cancel", "key": message["key"], "id": message["id"], "asker": asker.number})
-                if worker.state == ACTIVE:
-                    return
-        asker.send({"is": "cancelled", "id": message["id"]})
+        """A CancelRequest whose key the worker that accepted it does not know: one of the others may."""
+        others = [worker for worker in self.workers if worker is not asker and worker.takes_orders]
+        if not others:
+            asker.send({"is": "cancelled", "id": message["id"]})
+            return
+        self._cancels[asker.number, message["id"]] = {worker.number for worker in others}
+        for worker in others:
+            worker.send({"is": "cancel", "key": message["key"], "id": message["id"], "asker": asker.number})
+
+    def _cancelled(self, worker: WorkerProcess, message: Message) -> None:
+        """It does not know the key, or has seen to it."""
+        request = (int(message["asker"]), int(message["id"]))
+        waiting = self._cancels.get(request, set())
+        waiting.discard(worker.number)
+        if not waiting and self._cancels.pop(request, None) is not None:
+            self.tell(request[0], {"is": "cancelled", "id": request[1]})
 
     # --- workers that end ---------------------------------------------------------------------------------------------
     def _lost(self, worker: WorkerProcess) -> None:
@@ -278,6 +305,10 @@ class Supervisor:
         self.workers.remove(worker)
         self.leases.left(worker)
         self.orders.left(worker)
+        for asker, identifier in list(self._cancels):
+            self._cancelled(worker, {"asker": asker, "id": identifier})
+        if self.hand_over is not None:
+            self.hand_over.left(worker)
         if not worker.has_retired:
             self._totals[worker.slot] = worker.totals
         lived = monotonic() - worker.started_at
@@ -391,10 +422,49 @@ class Supervisor:
         self.leases.limits_changed()
         self.listener.tune(config.settings)
 
+    # --- online restart ---------------------------------------------------------------------------------------------------
+    def begin_hand_over(self, asker: WorkerProcess, answer: int, descriptors: list[int]) -> None:
+        """A new daemon has said SHOW FDS to the console of this worker, on this connection."""
+        if self.hand_over is not None:
+            os.close(descriptors[0])
+            asker.send({"is": "answer", "id": answer, "report": to_json(errors.INTERNAL_ERROR)})
+            return
+        self.hand_over = FleetHandOver(self, asker, answer, descriptors[0])
+        self.hand_over.start()
+
+    async def take_over(self, ended: Callable[[], None]) -> bool:
+        """-R: before `run`; see Worker.take_over."""
+        if self.systemd.sockets():
+            raise ConfigError("an online restart is not for a service whose sockets systemd holds", key="-R")
+        take_over = TakeOver(FleetReceiver(self))
+        if not await take_over.begin():
+            return False
+        self._take_over = take_over
+        self._old_ended = ended
+        return True
+
+    def _taken_over(self) -> None:
+        self._take_over = None
+        self._old_ended()
+
+    def share(self, state: State) -> None:
+        """What the daemon that this one follows has said of all: first of all, and at its end."""
+        if "totals" in state:
+            for worker in self.workers:
+                worker.send({"is": "secrets", "secrets": state["secrets"]})
+            self.workers[0].send({"is": "retired", "totals": state["totals"]})
+            return
+        self._secrets = state["secrets"]
+        self._newest_id = state["number"]
+        self._newest_statement = state["statement"]
+        self.orders.disable(state["disabled"])
+        for database, user, parameters in state["reported"]:
+            self._reported[database, user] = parameters
+
     # --- shutting down ------------------------------------------------------------------------------------------------
     def shutdown(self, mode: str) -> None:
         """As Worker.shutdown: a second call ends at once."""
-        if mode == "now" or self.closing:
+        if mode == "now" or self.closing or self.orders.is_suspended or self._take_over is not None:
             self._stop()
             return
         self.closing = mode

@@ -14,20 +14,16 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from pgpool_proxy import errors, log
 from pgpool_proxy.admin import fds
 from pgpool_proxy.errors import ConfigError
-from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.process import moving
-from pgpool_proxy.process.arrivals import Arrivals
+from pgpool_proxy.process.receiver import Receiver
 from pgpool_proxy.wire import backend, frontend
 from pgpool_proxy.wire.codes import COMMAND_COMPLETE, DATA_ROW, ERROR_RESPONSE, READY_FOR_QUERY
 from pgpool_proxy.wire.framing import MessageReader
-
-if TYPE_CHECKING:
-    from pgpool_proxy.process.worker import Worker
 
 CONSOLE: Final = "pgbouncer"  # user and database
 READ_SIZE: Final = 262144
@@ -42,21 +38,21 @@ class Gone(OSError):
 class TakeOver:
     """One run of it. `begin` returns with the listening sockets; `go_on` takes the rest."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setblocking(False)
         self._reader = MessageReader(MAX_ROW)
         self._fds: deque[int] = deque()
         self._readable: asyncio.Future[None] | None = None
         self._listening: list[socket.socket] = []
-        self._arrivals = Arrivals(worker)  # clients are known by their descriptors there
+        self._taken = 0
         self._is_over = False
 
     # --- the conversation ---------------------------------------------------------------------------------------------
     async def begin(self) -> bool:
         """False: nobody answers, so there is nothing to take over. Raises ConfigError when it does not work."""
-        settings = self._worker.config.settings
+        settings = self._receiver.config.settings
         if not settings.unix_socket_dir:
             raise ConfigError("an online restart needs unix_socket_dir", key="unix_socket_dir")
         path = f"{settings.unix_socket_dir}/.s.PGSQL.{settings.listen_port}"
@@ -84,7 +80,7 @@ class TakeOver:
             raise ConfigError(f"the old process has gone: {error.strerror or error}", key="-R") from error
         if not self._listening:
             raise ConfigError("the old process has no sockets to take over", key="-R")
-        await self._worker.listener.adopt(self._listening, settings, "taken over", own_files=True)
+        await self._receiver.listener.adopt(self._listening, settings, "taken over", own_files=True)
         return True
 
     async def go_on(self, ended: Callable[[], None]) -> None:
@@ -95,7 +91,7 @@ class TakeOver:
                 await self._next()
                 if self._reader.kind == DATA_ROW:
                     self._row()
-            logger.info(f"taken over: {self._arrivals.taken} connections")
+            logger.info(f"taken over: {self._taken} connections")
             await self._send(frontend.query(b"SHUTDOWN;"))
             async with asyncio.timeout(PATIENCE_S):
                 while True:
@@ -110,7 +106,7 @@ class TakeOver:
             self._socket.close()
             for own in self._fds:
                 os.close(own)
-            self._arrivals.end()
+            self._receiver.end()
             ended()
 
     async def _connect(self, path: str) -> None:
@@ -172,7 +168,7 @@ class TakeOver:
         own = self._fds.popleft() if cells[fds.AT_FD] is not None and self._fds else -1
         state: moving.State | None = json.loads(cells[fds.AT_STATE] or b"null") if len(cells) > fds.AT_STATE else None
         if task == fds.SHARED and state is not None:
-            self._share(state)
+            self._receiver.share(state)
         elif own < 0:
             log.get_logger().warning(f"takeover: a {task} came without its socket")
         elif task == fds.POOLER:
@@ -181,45 +177,11 @@ class TakeOver:
             os.close(own)
         else:
             database = (cells[fds.AT_DATABASE] or b"").decode("utf-8", "surrogateescape")
-            link = int(cells[fds.AT_LINK] or b"0")
-            number = int(cells[fds.AT_FD] or b"0")
             sock = socket.socket(fileno=own)
             sock.setblocking(False)
-            pool = self._pool(database, state["pool_user"])
-            if pool is None:
-                log.get_logger().warning(f"takeover: database {database} is not configured any more")
-                self._refuse(sock, task)
-            elif task == fds.SERVER:
-                self._arrivals.take_server(sock, state, pool, link)
+            self._taken += 1
+            if task == fds.SERVER:
+                self._receiver.take_server(sock, database, state, int(cells[fds.AT_LINK] or b"0"))
             else:
-                self._arrivals.take_client(sock, state, pool, number)
+                self._receiver.take_client(sock, database, state, int(cells[fds.AT_FD] or b"0"))
         return task
-
-    def _share(self, state: moving.State) -> None:
-        worker = self._worker
-        worker.host.take_secrets_over(state["secrets"])
-        if "totals" in state:
-            worker.stats.go_on_from({name: tuple(values) for name, values in state["totals"].items()})
-            return
-        worker.registry.number_from(state["number"])
-        worker.context.statements.number_from(state["statement"])
-        for name in state["disabled"]:
-            database = worker.registry.database(name)
-            if database is not None:
-                database.disabled = True
-        for name, user, reported in state["reported"]:
-            pool = self._pool(name, user)
-            if pool is not None and pool.server_parameters is None:
-                pool.server_parameters = {key.encode("latin-1"): value.encode("latin-1") for key, value in reported}
-
-    def _pool(self, database: str, user: str) -> Pool | None:
-        registry = self._worker.registry
-        found = registry.database(database)
-        return registry.pool_of(found, user) if found is not None else None
-
-    def _refuse(self, sock: socket.socket, task: str) -> None:
-        try:
-            sock.send(backend.error_response(errors.DATABASE_REMOVED) if task == fds.CLIENT else frontend.TERMINATE_MESSAGE)
-        except OSError:
-            pass
-        sock.close()

@@ -35,6 +35,7 @@ from pgpool_proxy.process.handover import HandOver
 from pgpool_proxy.process.host import ADMIN_DATABASE, WorkerHost
 from pgpool_proxy.process.membership import Membership
 from pgpool_proxy.process.observation import Observation
+from pgpool_proxy.process.receiver import WorkerReceiver
 from pgpool_proxy.process.rules import read_rules
 from pgpool_proxy.process.statistics import Statistics
 from pgpool_proxy.process.systemd import Systemd
@@ -81,7 +82,7 @@ class Worker:
         self.configurator = Configurator(self)
         ledger = LocalLedger() if membership is None else membership.leases.ledger
         self.registry = Registry(ledger, self.connector, self.configurator)
-        self.keys = CancelKeys(os.urandom, config.settings.peer_id, membership.slot if membership is not None else 0)
+        self.keys = CancelKeys(os.urandom, config.settings.peer_id)
         self.observation = Observation(self)
         self.host = WorkerHost(self)
         self.watch = Watch(self)
@@ -369,7 +370,7 @@ class Worker:
         ConfigError."""
         if self.systemd.sockets():
             raise ConfigError("an online restart is not for a service whose sockets systemd holds", key="-R")
-        take_over = TakeOver(self)
+        take_over = TakeOver(WorkerReceiver(self))
         if not await take_over.begin():
             return False
         self.is_taking_over = True
