@@ -102,17 +102,20 @@ def server_exchange(
         return PlainExchange(user, secret, doomed, max_password)
     if method == "md5" and secret.kind != SCRAM:  # a SCRAM secret cannot answer md5: that user is asked for SCRAM
         return Md5Exchange(user, secret, doomed, salt)
-    if secret.kind == PLAIN and not doomed:
+    if secret.kind == MD5 and mock_kind == PLAIN:  # no proof can be checked with a hash, and it does not show
+        doomed, secret = True, mock_plain(user, process_secret)
+    if secret.kind == PLAIN:
         return ScramServerExchange(
             None,
             nonce=nonce,
             channel_binding=channel_binding,
+            doomed=doomed,
             password=secret.value,
             salt=scram.salt_of_name(user, process_secret),
             iterations=scram_iterations,
         )
     stored = secret.scram
-    if stored is None:  # an md5 hash, or nobody: no proof can be checked, and it does not show
+    if stored is None:  # an md5 hash, where most have another secret
         doomed, stored = True, scram.mock_secret(user, process_secret, scram_iterations)
     return ScramServerExchange(stored, nonce=nonce, channel_binding=channel_binding, doomed=doomed)
 

@@ -139,7 +139,7 @@ class ScramServerExchange(ServerExchange):
         self._auth_message = b",".join((first.bare, self._server_first, final.without_proof))
         if self._secret is None:
             self._state = DERIVING
-            return Derive(saslprep(self._password), self._salt, self._iterations)
+            return Derive(saslprep(self._password), self._salt, self._iterations, for_nobody=self._doomed)
         return self._decided(self._secret, final.proof)
 
     def derived(self, salted_password: bytes) -> Step:

@@ -62,12 +62,14 @@ class Derive(Step):
 
     The result is a pure function of the three, so it may be cached under them. `cacheable` is False where `password`
     was typed by a client that has proved nothing yet: a cache that keeps those can be filled by strangers.
+    `for_nobody`: the user does not exist, and must not be told by the time that this takes; it must delay nobody else.
     """
 
     password: bytes = field(repr=False)
     salt: bytes = field(repr=False)
     iterations: int
     cacheable: bool = True
+    for_nobody: bool = False
 
 
 @dataclass(frozen=True, slots=True)

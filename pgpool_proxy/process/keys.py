@@ -11,28 +11,34 @@ from typing import Final
 
 from pgpool_proxy.auth.exchange import Derive
 
+Wanted = tuple[bytes, bytes, int]  # password, salt, iterations
 MAX_DERIVED: Final = 10_000  # salted passwords that are kept: 32 bytes each
 
 
 class KeyDerivation:
-    """PBKDF2-HMAC-SHA-256 in two threads (hashlib lets go of the GIL)."""
+    """PBKDF2-HMAC-SHA-256 in two threads (hashlib lets go of the GIL), and in a third for users that there are not."""
 
     def __init__(self) -> None:
-        self._derived: dict[tuple[bytes, bytes, int], bytes] = {}
-        self._waiting: dict[tuple[bytes, bytes, int], list[Callable[[bytes, float], None]]] = {}
+        self._derived: dict[Wanted, bytes] = {}
+        self._waiting: dict[Wanted, list[Callable[[bytes, float], None]]] = {}
+        self._of_nobody: dict[Wanted, bytes] = {}
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="derive")
+        self._last_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="derive-for-nobody")
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._last_thread.shutdown(wait=False, cancel_futures=True)
 
     def forget(self) -> None:
         """The secrets may have changed."""
         self._derived.clear()
+        self._of_nobody.clear()
 
     def derive(self, step: Derive, done: Callable[[bytes, float], None]) -> None:
         """`done(salted_password, now)` is called on the loop, at once or later."""
         wanted = (step.password, step.salt, step.iterations)
-        known = self._derived.get(wanted)
+        kept = self._of_nobody if step.for_nobody else self._derived
+        known = kept.get(wanted)
         if known is not None:
             done(known, monotonic())
             return
@@ -41,20 +47,19 @@ class KeyDerivation:
             waiting.append(done)
             return
         self._waiting[wanted] = [done]
-        future = asyncio.get_running_loop().run_in_executor(
-            self._threads, hashlib.pbkdf2_hmac, "sha256", *wanted
-        )
-        future.add_done_callback(lambda _: self._key_derived(wanted, step.cacheable, future))
+        threads = self._last_thread if step.for_nobody else self._threads
+        future = asyncio.get_running_loop().run_in_executor(threads, hashlib.pbkdf2_hmac, "sha256", *wanted)
+        future.add_done_callback(lambda _: self._key_derived(wanted, kept if step.cacheable else None, future))
 
-    def _key_derived(self, wanted: tuple[bytes, bytes, int], cacheable: bool, future: asyncio.Future[bytes]) -> None:
+    def _key_derived(self, wanted: Wanted, kept: dict[Wanted, bytes] | None, future: asyncio.Future[bytes]) -> None:
         waiting = self._waiting.pop(wanted, [])
         if future.cancelled() or future.exception() is not None:
             return  # the process is ending
         key = future.result()
-        if cacheable:
-            if len(self._derived) >= MAX_DERIVED:
-                self._derived.clear()
-            self._derived[wanted] = key
+        if kept is not None:
+            if len(kept) >= MAX_DERIVED:
+                kept.clear()
+            kept[wanted] = key
         now = monotonic()
         for done in waiting:
             done(key, now)

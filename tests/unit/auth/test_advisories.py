@@ -96,7 +96,7 @@ def test_cve_2025_46801_each_leg_stands_for_itself(doors, server_asks, client_me
         assert isinstance(client_leg.receive(doors.initial(b"n,,n=,r=abc")), Challenge)
         last = b"c=biws,r=abc" + NONCE + b",p=" + base64.b64encode(bytes(32))
     with pytest.raises(AuthenticationFailed):
-        client_leg.receive(last)
+        doors.settled(client_leg, client_leg.receive(last))
     server_leg = doors.client(None)
     with pytest.raises(AuthenticationFailed):
         server_leg.receive(*server_asks)

@@ -146,13 +146,13 @@ def test_mock_salts_differ_by_name_and_by_process():
 
 def test_the_right_proof_of_a_doomed_exchange_is_refused(doors, scram_secret, salted):
     """Whatever secret comes with a user who is not known, it is not that user's."""
-    exchange = doors.server("scram-sha-256", scram_secret, known=False)
+    exchange = doors.server("scram-sha-256", scram_secret, known=False, mock_kind="scram")
     with pytest.raises(AuthenticationFailed):
         own_login(exchange, salted)
 
 
 def test_md5_hash_under_scram_fails_like_a_wrong_password(doors):
-    exchange = doors.server("scram-sha-256", "md5" + "0" * 32)
+    exchange = doors.server("scram-sha-256", "md5" + "0" * 32, mock_kind="md5")
     with pytest.raises(AuthenticationFailed) as failure:
         own_login(exchange, bytes(32))
     assert failure.value.report is SASL_FAILED
@@ -300,3 +300,26 @@ def test_a_newer_secret_that_does_not_fit_the_proof_refuses(doors, scram_secret,
     assert failure.value.report is SASL_FAILED
     with pytest.raises(IllegalTransition):
         exchange.derived(bytes(32))
+
+
+# --- what costs time ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("stored", ["secret", None, "md5" + "0" * 32], ids=["known", "unknown", "an md5 hash"])
+@pytest.mark.parametrize("mock_kind", ["plain", "scram"])
+def test_a_key_is_derived_for_nobody_where_it_is_for_most(doors, stored, mock_kind):
+    """A password that is stored plain costs a derivation at its first login: so does a user that there is not."""
+
+    def attempt(key: bytes):
+        return own_login(doors.server("scram-sha-256", stored, known=stored is not None, mock_kind=mock_kind), key)
+
+    if stored != "secret" and mock_kind == "scram":
+        with pytest.raises(WrongSecret):
+            attempt(bytes(32))
+        return
+    step = attempt(bytes(32))
+    assert isinstance(step, Derive)
+    assert step.for_nobody == (stored != "secret")
+    if step.for_nobody:  # and the password that is made up for nobody lets nobody in
+        right = scram.salted_password(step.password, step.salt, step.iterations)
+        exchange = doors.server("scram-sha-256", stored, known=stored is not None, mock_kind=mock_kind)
+        with pytest.raises(WrongSecret):
+            doors.settled(exchange, own_login(exchange, right))

@@ -1,0 +1,80 @@
+"""PBKDF2 off the loop: once for each secret, and what is derived for nobody delays nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+
+import pytest
+
+from pgpool_proxy.auth.exchange import Derive
+from pgpool_proxy.process import keys
+
+ITERATIONS = 20_000
+
+
+@pytest.fixture
+def derivation() -> Iterator[keys.KeyDerivation]:
+    found = keys.KeyDerivation()
+    yield found
+    found.close()
+
+
+def step(password: bytes, *, for_nobody: bool = False, cacheable: bool = True) -> Derive:
+    return Derive(password, b"salt", ITERATIONS, cacheable, for_nobody)
+
+
+def test_a_key_is_the_passwords_and_is_derived_once(derivation: keys.KeyDerivation) -> None:
+    async def main() -> None:
+        found: list[bytes] = []
+        done = asyncio.Event()
+
+        def take(key: bytes, _: float) -> None:
+            found.append(key)
+            done.set()
+
+        derivation.derive(step(b"secret"), take)
+        derivation.derive(step(b"secret"), take)
+        assert found == []
+        await done.wait()
+        derivation.derive(step(b"secret"), take)
+        assert found == [hashlib.pbkdf2_hmac("sha256", b"secret", b"salt", ITERATIONS)] * 3
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_a_crowd_of_nobodies_does_not_delay_a_login(derivation: keys.KeyDerivation) -> None:
+    async def main() -> None:
+        order: list[str] = []
+        done = asyncio.Event()
+        for number in range(50):
+            derivation.derive(step(b"%d" % number, for_nobody=True), lambda *_: order.append("nobody"))
+        derivation.derive(step(b"secret"), lambda *_: (order.append("somebody"), done.set()))  # type: ignore[func-returns-value]
+        await done.wait()
+        assert order.count("nobody") < 25
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_nobodies_are_remembered_too_and_drive_nobody_out(
+    derivation: keys.KeyDerivation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "MAX_DERIVED", 3)
+
+    async def main() -> None:
+        async def derived(wanted: Derive) -> bool:
+            """Whether it was known."""
+            done = asyncio.Event()
+            derivation.derive(wanted, lambda *_: done.set())
+            known = done.is_set()
+            await done.wait()
+            return known
+
+        assert not await derived(step(b"secret"))
+        for number in range(5):
+            assert not await derived(step(b"%d" % number, for_nobody=True))
+        assert await derived(step(b"4", for_nobody=True)), "as quick the second time as that of a known user"
+        assert await derived(step(b"secret"))
+
+    asyncio.run(asyncio.wait_for(main(), 60))
