@@ -176,7 +176,7 @@ async def _supervise(
     if pidfile is not None:
         await _take_over(supervisor, pidfile)
     await supervisor.run(_is_up)
-    return 0
+    return supervisor.exit_code
 
 
 def _is_up() -> None:

@@ -85,6 +85,7 @@ def install_for_all(supervisor: Supervisor) -> None:
     ):
         loop.add_signal_handler(number, _shutdown, supervisor, mode, said)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # pidfds tell of workers' ends; nobody stays behind as a zombie
 
 
 def _shutdown(supervisor: Supervisor, mode: str, said: str) -> None:

@@ -52,6 +52,7 @@ FIRST_PAUSE_S: Final = 0.1  # before one that did not is replaced; it doubles up
 LONGEST_PAUSE_S: Final = 10.0
 FULL: Final = 1 << 20  # bytes that wait for a worker to read them: it is given no clients
 IDS_AHEAD: Final = 100_000  # ids that a worker may have made since it was last heard of
+DOOR_S: Final = 1.0  # for a worker to start again, until which nobody is let in
 START_S: Final = 30.0  # for a worker to start
 SNAPSHOTS_S: Final = 0.2  # after a period for all workers to have counted it
 END_S: Final = 5.0  # for workers to end
@@ -78,6 +79,7 @@ class Supervisor:
         self.observation = FleetObservation(self)
         self.observation.configure(config)
         self.secret = os.urandom(32)  # what logins of unknown users are mocked from: one for all workers
+        self.exit_code = 0
         self.is_restarting = False
         self.hand_over: FleetHandOver | None = None  # to a daemon that follows this one
         self._take_over: TakeOver | None = None  # from the one that this one follows
@@ -200,6 +202,10 @@ class Supervisor:
             over = self.leases.client_arrived(best)
             best.send({"is": "client", "unix": is_unix, "over": over}, (connection.fileno(),))
 
+    def _open_door(self) -> None:
+        if self._is_up and not self.closing and not self.orders.is_suspended:
+            self.tasks.start(self.listener.go_on_accepting(), "accepting again")
+
     def least_busy(self) -> WorkerProcess | None:
         """The worker with the fewest clients; of equals, the next one in turn. None: there is none at the moment."""
         best: WorkerProcess | None = None
@@ -225,8 +231,7 @@ class Supervisor:
             self._newest_statement = max(self._newest_statement, message["newest_statement"])
         elif kind == "ready":
             worker.is_ready(message["pid"])
-            if self._is_up and not self.closing and not self.orders.is_suspended:
-                self.tasks.start(self.listener.go_on_accepting(), "accepting again")
+            self._open_door()
         elif kind == "failed":
             problem = ConfigError(message["problem"], file=message["file"], line=message["line"], key=message["key"])
             worker.has_failed(problem)
@@ -327,6 +332,7 @@ class Supervisor:
         self._pauses[worker.slot] = min(max(pause * 2, FIRST_PAUSE_S), LONGEST_PAUSE_S)
         if pause == 0 and not self.orders.is_suspended:
             self.listener.stop_accepting()  # for a moment: else all who come back are given to the others
+            asyncio.get_running_loop().call_later(DOOR_S, self._open_door)
         self.tasks.start(self._replace(worker.slot, pause), f"worker {worker.slot}")
 
     async def _replace(self, slot: int, pause: float) -> None:
@@ -342,8 +348,16 @@ class Supervisor:
             pass  # said already; it ends, and is replaced in turn
         except (SpawnFailed, TimeoutError) as error:
             log.get_logger().error(f"worker {slot} does not start: {error}")
-            if not any(one.slot == slot for one in self.workers):
+            if not self.workers:
+                self._give_up()
+            elif not any(one.slot == slot for one in self.workers):
                 self.tasks.start(self._replace(slot, LONGEST_PAUSE_S), f"worker {slot}")
+
+    def _give_up(self) -> None:
+        """Nobody serves, and no process can be had: whoever watches over this daemon has to start another one."""
+        log.get_logger().fatal("no worker can be started")
+        self.exit_code = 1
+        self._stop()
 
     async def restart(self) -> None:
         """RESTART: new processes, one after the other, with what is on the disk now. Raises ConfigError when one cannot

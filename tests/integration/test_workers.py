@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -383,6 +384,19 @@ def test_an_order_names_the_worker_that_does_not_answer(make: Make, login: Login
         os.kill(hung["pid"], signal.SIGCONT)
 
 
+def test_without_anything_that_makes_workers_the_daemon_gives_up_when_the_last_one_has_gone(make: Make) -> None:
+    proxy = make()
+    pids = [row["pid"] for row in workers(proxy)]
+    spawner = next(pid for pid in descendants(proxy.pid) if pid not in pids)
+    os.kill(spawner, signal.SIGKILL)
+    os.kill(pids[0], signal.SIGKILL)
+    proxy.wait_log("worker 1 does not start: the spawner has gone")
+    assert proxy.sql("select 1") == [(1,)]  # by the other one
+    os.kill(pids[1], signal.SIGKILL)
+    assert proxy.wait_exit() == 1
+    assert proxy.log_contains("FATAL no worker can be started")
+
+
 def test_workers_end_with_their_supervisor(make: Make) -> None:
     proxy = make()
     workers(proxy)
@@ -441,6 +455,7 @@ async def test_restart_loses_no_transaction(make: Make, database: Database) -> N
     done = sum(await asyncio.gather(*running))
     for connection in connections:
         await connection.close()
+    assert not [pid for pid in descendants(proxy.pid) if Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] == "Z"]
     assert database.sql("select count(*) from counted") == [(done,)]
     assert proxy.show("STATS_TOTALS", database="app")["xact_count"] >= done
 
