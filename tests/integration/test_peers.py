@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from signal import SIGTERM
 
 import pytest
 from fix_clients import Database, Gate, Login, ask, error, settle, value
+from fix_postgres import environment
 from fix_proxy import MakeProxy, Proxy
 from fix_raw import MakeRawClient, RawClient, cancel_request
 from fix_tcp import MakeMiddleman
@@ -126,6 +129,47 @@ def test_a_pooler_that_finishes_behind_its_successor_still_hears_of_cancels(
     assert error(client.read_until(b"Z"))["C"] == "57014"
     client.close()
     assert old.wait_exit() == 0
+
+
+def test_a_rolling_restart_by_port_and_peers_loses_no_transaction_and_no_cancel(
+    make_peers: MakePeers, database: Database, login: Login, make_raw_client: MakeRawClient
+) -> None:
+    """The old one gets SIGTERM under load: its clients stay, who comes is the new one's, and cancels find both."""
+    old, new = make_peers(2, listen_port=free_port(), so_reuseport=1, tcp_defer_accept=0, default_pool_size=10)
+    clients = [login(old) for _ in range(12)]  # the kernel chooses who accepts
+    of_old = [client for client in clients if client.pid >> 16 & 0xFF == 1]
+    assert 0 < len(of_old) < 12
+    for client in clients:
+        if client not in of_old:
+            client.close()
+    bench = ["pgbench", "-n", "-h", old.host, "-p", str(old.port), "-U", "trust_user"]
+    subprocess.run([*bench, "-i", "-q", "-s", "1", "app"], check=True, capture_output=True, env=environment(), timeout=60)
+    with ExitStack() as stack:
+
+        def load(*more: str) -> subprocess.Popen[str]:
+            command = [*bench, "-c", "6", "-T", "3", *more, "app"]
+            return stack.enter_context(
+                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
+            )
+
+        staying = load("-M", "prepared")
+        wait_until(lambda: sum(int(proxy.show("POOLS", database="app")["cl_active"]) for proxy in (old, new)) > 6)
+        old.signal(SIGTERM)
+        old.wait_log("waiting for all clients")
+        coming = load("-S", "-C")
+        for number, client in enumerate(of_old[:3]):
+            sleep(database, client, f"q{number}")
+            send(make_raw_client, new.port, client.pid, client.secret)
+            assert error(client.read_until(b"Z"))["C"] == "57014"
+            assert value(client, "select 1") == "1"
+        for process in (staying, coming):
+            output, _ = process.communicate(timeout=60)
+            assert process.returncode == 0, output
+            assert "number of failed transactions: 0 " in output
+    for client in of_old:
+        client.close()
+    assert old.wait_exit(20) == 0
+    assert new.sql("select 1") == [(1,)]
 
 
 def test_a_driver_that_hangs_up_at_once_is_served(
