@@ -322,7 +322,29 @@ MakeProxy = Callable[..., Proxy]
 
 @pytest.fixture
 def make_proxy(run_dir: Path, request: pytest.FixtureRequest) -> Iterator[MakeProxy]:
-    """Makes daemons. Keywords that are not named below are settings of the ini.
+    """Makes daemons for one test. Keywords are those of `making`."""
+    yield from making(run_dir, request)
+
+
+@pytest.fixture(scope="module")
+def keep_proxy(run_dir: Path, request: pytest.FixtureRequest) -> Iterator[MakeProxy]:
+    """The same for tests that only log in and look at what they get: who asks for the same daemon in one module shares it."""
+    kept: dict[str, Proxy] = {}
+    fresh = making(run_dir, request)
+    make = next(fresh)
+
+    def keep(**keywords: Any) -> Proxy:
+        key = repr(sorted(keywords.items()))
+        if key not in kept:
+            kept[key] = make(**keywords)
+        return kept[key]
+
+    yield keep
+    next(fresh, None)
+
+
+def making(run_dir: Path, request: pytest.FixtureRequest) -> Iterator[MakeProxy]:
+    """What makes daemons, and their end. Keywords that are not named below are settings of the ini.
 
     databases   name -> connection string; `app`, `other` and `*` on the shared server unless given
     server      the Postgres behind the default databases, the shared one unless given

@@ -140,8 +140,8 @@ def test_cve_2026_6666_an_error_without_sqlstate_is_told_in_neutral_terms(
 
 # --- hostile clients --------------------------------------------------------------------------------------------------------
 @pytest.fixture
-def scram_proxy(make_proxy: MakeProxy) -> Iterator[Proxy]:
-    proxy = make_proxy(auth_type="scram-sha-256", users={"scram_user": "scram-secret"})
+def scram_proxy(keep_proxy: MakeProxy) -> Iterator[Proxy]:
+    proxy = keep_proxy(auth_type="scram-sha-256", users={"scram_user": "scram-secret"})
     yield proxy
     assert proxy.sql("select 1", user="scram_user", password="scram-secret") == [(1,)]
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,11 @@ def test_a_psql_command_works(block: Block, documented: Proxy, run: Run, server:
     assert run("sh", "-c", f"{command} </dev/null", cwd=tmp_path, environ={"PATH": path}, who=who) or "-c" not in command
 
 
+@cache
+def help_of(*subcommand: str) -> str:
+    return subprocess.run([*daemon_command(), *subcommand, "--help"], capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("block", commands("pgpool-proxy"), ids=str)
 def test_a_command_of_ours_has_options_that_there_are(block: Block) -> None:
     words = shlex.split(block.text)
@@ -213,10 +219,10 @@ def test_a_command_of_ours_has_options_that_there_are(block: Block) -> None:
         assert variable.removeprefix("PGPOOL_PROXY_").lower() in KEYS
     rest = words[next(at for at, word in enumerate(words) if word.endswith("pgpool-proxy")) + 1 :]
     known = rest[:1] if rest[:1] and rest[0] in SUBCOMMANDS else []
-    done = subprocess.run([*daemon_command(), *known, "--help"], capture_output=True, text=True, check=True)
+    told = help_of(*known)
     for word in rest[len(known) :]:
         if word.startswith("-"):
-            assert re.search(rf"(?<![\w-]){re.escape(word)}\b", done.stdout), word
+            assert re.search(rf"(?<![\w-]){re.escape(word)}\b", told), word
     if rest and not known:
         assert rest[0].startswith("-") or rest[-1].endswith(".ini"), rest
 

@@ -50,6 +50,17 @@ def tls_proxy(make_proxy: MakeProxy, certificates: Certificates) -> Proxy:
     )
 
 
+@pytest.fixture
+def standing(keep_proxy: MakeProxy, certificates: Certificates) -> Proxy:
+    """The same one for tests that only log in."""
+    return keep_proxy(
+        client_tls_sslmode="require",
+        auth_type="scram-sha-256",
+        pool_mode="transaction",
+        **certificates.settings(ca=True),
+    )
+
+
 _opened: list[socket.socket] = []
 
 
@@ -99,9 +110,9 @@ def scram(proxy: Proxy, certificates: Certificates, **keywords: object) -> Any:
 @pytest.mark.parametrize("client", ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"])
 @pytest.mark.parametrize("mode", ["disable", *TLS_MODES])
 def test_each_mode_of_each_side_agrees_on_tls_as_with_postgresql(
-    make_proxy: MakeProxy, certificates: Certificates, mode: str, client: str
+    keep_proxy: MakeProxy, certificates: Certificates, mode: str, client: str
 ) -> None:
-    proxy = make_proxy(client_tls_sslmode=mode, **certificates.settings())
+    proxy = keep_proxy(client_tls_sslmode=mode, **certificates.settings())
     keywords: dict[str, object] = {"sslmode": client, "host": "localhost", "hostaddr": LOOPBACK, "gssencmode": "disable"}
     if client.startswith("verify"):
         keywords["sslrootcert"] = certificates.ca
@@ -227,8 +238,8 @@ def test_a_handshake_that_never_ends_meets_client_login_timeout_and_delays_nobod
 
 # --- SCRAM-SHA-256-PLUS ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("binding", ["disable", "prefer", "require"])
-def test_psycopg_binds_to_the_channel(tls_proxy: Proxy, certificates: Certificates, binding: str) -> None:
-    connection = scram(tls_proxy, certificates, channel_binding=binding)
+def test_psycopg_binds_to_the_channel(standing: Proxy, certificates: Certificates, binding: str) -> None:
+    connection = scram(standing, certificates, channel_binding=binding)
     assert connection.execute("select current_user").fetchone() == ("scram_user",)
 
 
@@ -248,18 +259,18 @@ def psql(proxy: Proxy, certificates: Certificates, **keywords: object) -> subpro
 
 @pytest.mark.parametrize("binding", ["disable", "prefer", "require"])
 @pytest.mark.parametrize("sslmode", ["require", "verify-ca", "verify-full"])
-def test_psql_binds_to_the_channel(tls_proxy: Proxy, certificates: Certificates, sslmode: str, binding: str) -> None:
-    done = psql(tls_proxy, certificates, sslmode=sslmode, sslrootcert=certificates.ca, channel_binding=binding)
+def test_psql_binds_to_the_channel(standing: Proxy, certificates: Certificates, sslmode: str, binding: str) -> None:
+    done = psql(standing, certificates, sslmode=sslmode, sslrootcert=certificates.ca, channel_binding=binding)
     assert (done.stdout, done.stderr) == ("7\n", "")
 
 
 @pytest.mark.parametrize("binding", ["disable", "prefer", "require"])
 @pytest.mark.parametrize("sslmode", ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"])
 def test_every_sslmode_with_every_channel_binding_does_as_with_postgresql(
-    make_proxy: MakeProxy, certificates: Certificates, tls_postgres: Postgres, sslmode: str, binding: str
+    keep_proxy: MakeProxy, certificates: Certificates, tls_postgres: Postgres, sslmode: str, binding: str
 ) -> None:
     """psycopg and psql, the same connection string: let in or refused, encrypted or not, in the same words."""
-    proxy = make_proxy(
+    proxy = keep_proxy(
         server=tls_postgres, client_tls_sslmode="prefer", auth_type="scram-sha-256", **certificates.settings()
     )
     keywords: dict[str, object] = {"sslmode": sslmode, "channel_binding": binding, "gssencmode": "disable"}
@@ -284,8 +295,8 @@ def test_every_sslmode_with_every_channel_binding_does_as_with_postgresql(
 
 @pytest.mark.skipif(psycopg.pq.version() < 170000, reason="this libpq knows no sslnegotiation")
 @pytest.mark.parametrize("sslmode", ["require", "verify-full"])
-def test_libpq_begins_with_direct_tls_and_binds_to_it(tls_proxy: Proxy, certificates: Certificates, sslmode: str) -> None:
-    connection = scram(tls_proxy, certificates, sslnegotiation="direct", sslmode=sslmode, channel_binding="require")
+def test_libpq_begins_with_direct_tls_and_binds_to_it(standing: Proxy, certificates: Certificates, sslmode: str) -> None:
+    connection = scram(standing, certificates, sslnegotiation="direct", sslmode=sslmode, channel_binding="require")
     assert connection.execute("select current_user").fetchone() == ("scram_user",)
     assert connection.pgconn.ssl_in_use
 
@@ -322,9 +333,9 @@ def test_who_requires_channel_binding_is_not_content_with_md5(make_proxy: MakePr
         scram(proxy, certificates, channel_binding="require")
 
 
-async def test_asyncpg_logs_in_over_tls(tls_proxy: Proxy, certificates: Certificates) -> None:
+async def test_asyncpg_logs_in_over_tls(standing: Proxy, certificates: Certificates) -> None:
     connection = await asyncpg.connect(
-        host="localhost", port=tls_proxy.port, user="scram_user", password="scram-secret", database="app",
+        host="localhost", port=standing.port, user="scram_user", password="scram-secret", database="app",
         ssl=certificates.client_context(), statement_cache_size=0,
     )  # fmt: skip
     assert await connection.fetchval("select 7") == 7
