@@ -43,6 +43,7 @@ UNEVEN_S: Final = 0.010  # and this long
 ASK_S: Final = 0.020  # a holder that does not answer for so long is as good as busy
 FLIGHT_S: Final = 1.0  # a lease that is not confirmed for so long is not counted on: the server that moved did not get there
 COMING_S: Final = 0.2  # a connection that ends later than so is not counted on to make room
+SURPLUS_S: Final = 0.2  # a server that is handed from a worker to its successor counts twice for a moment
 NEWS_S: Final = 0.005  # smaller changes of `since` are not worth a message
 
 FULL: Final = 0
@@ -191,6 +192,7 @@ class Account:
         self.leases: dict[int, int] = {}
         self.limbo: i64 = 0
         self.limbo_at: float = 0.0  # when the last one got there
+        self.surplus_at: float = 0.0  # since when it has been over its size; 0: it is not
         self.wants: dict[int, Want] = {}
         self.keepers: list[int] = []  # workers that have clients, so min_pool_size holds for them
         self.shares: dict[int, int] = {}  # of min_pool_size
@@ -221,6 +223,10 @@ class Account:
                 first = want.since
         return first
 
+    def is_too_big(self, now: float) -> bool:
+        """It has been over its size for longer than a moment."""
+        return self.surplus_at > 0.0 and now - self.surplus_at >= SURPLUS_S
+
     def coming(self, now: float) -> i64:
         """Connections that end in a moment."""
         return self.limbo if now - self.limbo_at < COMING_S else 0
@@ -239,6 +245,7 @@ class LeaseBook:
         self._users: dict[str, Scope] = {}
         self._workers: list[int] = []
         self._wanting: list[Account] = []
+        self._too_big: list[Account] = []
         self._recalls: dict[int, Recall] = {}
         self._last_recall: i64 = 0
         self._orders: list[Order] = []
@@ -387,7 +394,7 @@ class LeaseBook:
         if int(worker) not in self._workers:
             return NOBODY  # its leases are in limbo already
         known = self._accounts.get((database, user))
-        is_surplus = known is not None and self._surplus(known, self._limits_of(database, user)) > 0
+        is_surplus = known is not None and known.is_too_big(now)
         account = self._take(worker, database, user, 1)
         self._answered(recall)
         if is_surplus:
@@ -439,6 +446,8 @@ class LeaseBook:
 
     def tick(self, now: float) -> list[Order]:
         """Time passes: the reserve is due, somebody starves, somebody does not answer."""
+        for account in self._too_big[:]:
+            self._pursue(account, now)
         for account in _by_wait(self._wanting[:]):
             self._pursue(account, now)
         return self.take_orders()
@@ -607,7 +616,13 @@ class LeaseBook:
         out = [recall for recall in account.recalls if recall.cause is None]
         while out and len(out) > surplus:
             self._call_off(out.pop())
-        if surplus <= 0:
+        if (surplus > 0) != (account.surplus_at > 0.0):
+            account.surplus_at = now if surplus > 0 else 0.0
+            if surplus > 0:
+                self._too_big.append(account)
+            else:
+                self._too_big.remove(account)
+        if not account.is_too_big(now):
             return
         for worker, number in account.leases.items():
             mine = len([recall for recall in out if recall.worker == worker])

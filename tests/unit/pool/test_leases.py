@@ -19,6 +19,7 @@ from pgpool_proxy.pool.leases import (
     RECALL,
     RECALL_OFF,
     REFUSALS,
+    SURPLUS_S,
     ClientBook,
     ClientLimits,
     LeaseBook,
@@ -426,6 +427,8 @@ def test_a_server_of_a_pool_that_is_too_big_is_closed_instead_of_moved() -> None
     desk.wants(1)
     (recall,) = desk.take(RECALL)
     desk.limits["pool_size"] = 1
+    desk.hear(desk.book.limits_changed(desk.now))
+    desk.tick(SURPLUS_S)
     assert desk.offered(recall) == NOBODY
     assert desk.book.limbo(*ALICE) == 1
     desk.gone()
@@ -603,6 +606,7 @@ def test_what_was_taken_over_counts_beyond_the_limits_and_goes_when_it_is_idle()
     desk.hold(0, 2)
     desk.hold(1, 1)
     assert desk.book.account(*ALICE).taken == 3
+    desk.tick(SURPLUS_S)
     recalls = desk.take(RECALL)
     assert [order.close for order in recalls] == [True, True]
     for order in recalls:
@@ -612,11 +616,30 @@ def test_what_was_taken_over_counts_beyond_the_limits_and_goes_when_it_is_idle()
     assert desk.take() == []
 
 
+def test_a_server_that_is_handed_to_the_next_worker_costs_nobody_else_one() -> None:
+    desk = Desk(4, pool_size=3)
+    desk.hold(0, 2)
+    desk.hold(1, 1)
+    for _ in range(2):
+        desk.hold(2, 1)
+        desk.tick(0.05)
+        desk.closing(0)
+        desk.gone()
+        desk.tick(0.2)
+    assert desk.take() == []
+    assert desk.book.leases(2, *ALICE) == 2
+    desk.wants(3)
+    recall = desk.take(RECALL)[0]
+    desk.hold(1, 1)
+    assert desk.offered(recall) == 3, "and it moves as ever meanwhile"
+
+
 def test_a_smaller_pool_size_has_servers_closed_and_a_bigger_one_lets_them_be() -> None:
     desk = Desk(pool_size=3, reserve_pool_size=1)
     desk.hold(0, 3)
     desk.limits["pool_size"] = 1
     desk.hear(desk.book.limits_changed(desk.now))
+    desk.tick(SURPLUS_S)
     (recall,) = desk.take(RECALL)
     assert recall.close
     desk.limits["pool_size"] = 2

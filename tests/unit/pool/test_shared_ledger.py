@@ -496,7 +496,7 @@ def test_a_smaller_pool_size_closes_servers_of_whichever_worker() -> None:
     workers.reload(pool_size=1)
     for client in holders:
         client.send(COMMIT)
-    workers.in_turns(0.1)
+    workers.in_turns(0.4)
     assert workers.standing() == 1
     workers.check()
 
