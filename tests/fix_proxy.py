@@ -7,6 +7,9 @@
 
 The environment variable PGPOOL_PROXY_TEST_DAEMON names another daemon to run with the same ini, PgBouncer for example:
 a test that passes on both states what the two have in common.
+
+PGPOOL_PROXY_TEST_WORKERS=2 gives every daemon two workers whose test does not say how many: from outside they are one daemon,
+so what fails then, and does not look at the insides of a single process, is a fault.
 """
 
 from __future__ import annotations
@@ -54,6 +57,11 @@ def daemon_command() -> list[str]:
     return shlex.split(other) if other else [sys.executable, "-P", "-m", "pgpool_proxy"]
 
 
+def default_workers() -> dict[str, object]:
+    number = os.environ.get("PGPOOL_PROXY_TEST_WORKERS")
+    return {"workers": number} if number else {}
+
+
 class Proxy:
     """One daemon. `settings` are the keys of [pgbouncer]; change them and call `reload()` or `restart()`."""
 
@@ -88,6 +96,7 @@ class Proxy:
             "admin_users": ADMIN_USER,
             "stats_users": STATS_USER,
             "metrics_listen_addr": "",
+            **default_workers(),
             **settings,
         }
         self.port = int(str(self.settings["listen_port"]))

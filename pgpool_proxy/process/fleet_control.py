@@ -32,11 +32,11 @@ class Ordered:
     def __init__(self, membership: Membership, done: Done) -> None:
         self._membership = membership
         self._done: Done | None = done
-        self._number = 0
+        self.number = 0
 
-    def give(self, name: str, arguments: list[Any]) -> Ordered | None:
+    def give(self, name: str, arguments: list[Any]) -> Ordered:
         message = {"is": "order", "name": name, "arguments": arguments}
-        self._number = self._membership.ask(message, self._answered)
+        self.number = self._membership.ask(message, self._answered)
         return self
 
     def hand_over(self, own: int) -> None:
@@ -51,8 +51,8 @@ class Ordered:
     def cancel(self) -> None:
         done = self._done
         self._done = None
-        self._membership.forget(self._number)
-        self._membership.say({"is": "undo", "id": self._number})
+        self._membership.forget(self.number)
+        self._membership.say({"is": "undo", "id": self.number})
         if done is not None:
             done(errors.CANCELED)
 
@@ -66,7 +66,7 @@ class FleetControl:
     def __init__(self, worker: Worker, membership: Membership) -> None:
         self._worker = worker
         self._membership = membership
-        self._suspended_by: object = None
+        self._suspensions: dict[object, Ordered] = {}  # by the console that ordered it
         self._is_handing_over = False
 
     def _order(self, name: str, arguments: list[Any], done: Done) -> Pending | None:
@@ -94,8 +94,9 @@ class FleetControl:
         self._order("resume", [database], done)
 
     def suspend(self, owner: object, done: Done) -> Pending | None:
-        self._suspended_by = owner
-        return self._order("suspend", [], done)
+        order = Ordered(self._membership, done).give("suspend", [])
+        self._suspensions[owner] = order
+        return order
 
     def disable(self, database: str, done: Done) -> None:
         self._order("disable", [database], done)
@@ -129,7 +130,7 @@ class FleetControl:
 
     def may_hand_over(self, session: ClientSession) -> bool:
         ours = session.is_unix and session.peer_uid == os.geteuid()
-        return ours and self._suspended_by is not None and not self._is_handing_over
+        return ours and self._worker.control.is_suspended and not self._is_handing_over
 
     def hand_over(self, session: ClientSession, done: Done) -> Pending:
         """The supervisor goes on with this connection, when what the console has said before is out."""
@@ -153,7 +154,7 @@ class FleetControl:
         return ordered
 
     def console_closed(self, owner: object) -> None:
-        if self._suspended_by is owner:
-            self._suspended_by = None
+        order = self._suspensions.pop(owner, None)
+        if order is not None:
             self._is_handing_over = False
-            self._order("resume", [None], lambda _: None)
+            self._membership.say({"is": "console_closed", "id": order.number})

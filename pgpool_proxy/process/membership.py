@@ -17,7 +17,7 @@ from the supervisor
 to the supervisor
   ready, failed, alive, drained    of the process: it serves, it cannot, how it is, it has no clients
   wants, given_back, has_clients, busy, offered, closing, connected, keyed, admit, settled, withdrawn, ended   the ledger's
-  reported, login_failed, login_succeeded, cancel, cancelled, order, undo, accepted, done, show, part_is
+  reported, login_failed, login_succeeded, cancel, cancelled, order, undo, console_closed, accepted, done, show, part_is
 """
 
 from __future__ import annotations
@@ -218,6 +218,8 @@ class Membership:
             database = registry.database(name)
             if database is not None:
                 database.disabled = True
+        if self._first["is_suspended"]:
+            worker.control.suspend(None, lambda _: None)
         for database_name, user, reported in self._first["reported"]:
             self._learn(database_name, user, reported)
         self._retired(self._first, [])

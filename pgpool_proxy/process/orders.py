@@ -1,12 +1,14 @@
 """What operators order, at the supervisor: carried out by all workers, answered when all are done.
 
 An order comes from the worker whose console it was typed into, or from a signal. What it changes for good (paused and disabled
-databases, the configuration) is noted, for the workers to come. A worker that does not take an order in time is named in the
-answer; one that dies meanwhile is waited for no longer, since what replaces it begins with what is noted here.
+databases, the configuration) is noted when it is done, for the workers to come. A worker that does not take an order in time is
+named in the answer; one that dies meanwhile is waited for no longer: what replaces it begins with what is noted here, and is
+given what is still under way. RELOAD and SET start from the configuration that is in force, so they are carried out one by one.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +21,7 @@ from pgpool_proxy.errors import ConfigError, Report
 from pgpool_proxy.process.channel import Message
 from pgpool_proxy.process.packing import packed
 from pgpool_proxy.process.worker_process import WorkerProcess
+from pgpool_proxy.settings.config import Config
 from pgpool_proxy.settings.reload import set_value
 
 if TYPE_CHECKING:
@@ -32,21 +35,22 @@ PERIODS: Final = "the last period"
 SHARED: Final = "what a new daemon has to know"
 WORKERS: Final = "WORKERS"  # the table that says more than workers know of themselves
 Answered = Callable[[Report | None], None]
+Asker = tuple[int, int]  # the worker that has the console, and the number that it knows the order by
 
 
 class Order:
     """One that is being carried out. `undone`: the same in reverse, for those that succeeded while others did not."""
 
-    def __init__(self, number: int, name: str, arguments: list[Any], answered: Answered, now: float) -> None:
-        self.number = number
+    def __init__(self, name: str, arguments: list[Any], answered: Answered, asker: Asker | None = None) -> None:
+        self.number = 0
         self.name = name
         self.arguments = arguments
         self.answered: Answered | None = answered
-        self.began = now
         self.waiting: dict[int, int] = {}  # worker -> its slot
-        self.unheard: set[int] = set()  # workers that have not said that they understood
+        self.unheard: dict[int, float] = {}  # workers that have not said that they understood, and when they were told
         self.answers: dict[int, Answer] = {}  # by slot
-        self.asker: tuple[int, int] | None = None  # worker, and the number that it knows this by
+        self.asker = asker
+        self.fresh: Config | None = None  # what RELOAD and SET put into force
 
     def __repr__(self) -> str:
         return f"<Order {self.number} {self.name} waiting={sorted(self.waiting.values())}>"
@@ -74,6 +78,9 @@ class Orders:
         self._questions: dict[int, Question] = {}
         self.is_paused = False
         self.is_suspended = False
+        self._suspended_by: Asker | None = None
+        self._is_configuring = False
+        self._to_configure: deque[tuple[str, list[Any], Answered]] = deque()
         self._paused: set[str] = set()
         self._disabled: set[str] = set()
 
@@ -104,10 +111,14 @@ class Orders:
         elif order.name == "resume":
             if database is None:
                 self.is_paused = self.is_suspended = False
+                self._suspended_by = None
             else:
                 self._paused.discard(database)
         elif order.name == "suspend":
             self.is_suspended = True
+            self._suspended_by = order.asker
+        elif order.name == "configure" and order.fresh is not None:
+            self._supervisor.use(order.fresh)
         elif order.name == "reconnect":
             self._supervisor.forget_reported()
         elif order.name == "disable" and database is not None:
@@ -116,34 +127,43 @@ class Orders:
             self._disabled.discard(database)
 
     # --- orders -------------------------------------------------------------------------------------------------------
-    def give(self, name: str, arguments: list[Any], answered: Answered) -> Order | None:
-        """Carry it out; `answered` is called at once or later. None: it is done, or refused."""
+    def give(self, name: str, arguments: list[Any], answered: Answered, asker: Asker | None = None) -> None:
+        """Carry it out; `answered` is called at once or later."""
         supervisor = self._supervisor
         if name == "shutdown":
             self._shutdown(arguments[0], answered)
-            return None
+            return
         if name == "restart":
             self._restart(answered)
-            return None
+            return
         if name == "resume" and supervisor.hand_over is not None and arguments == [None]:
             supervisor.hand_over.cancel()
         if name in ("reload", "set"):
-            return self._configure(name, arguments, answered)
+            self._to_configure.append((name, arguments, answered))
+            self._configure_next()
+            return
         if name == "suspend":
             supervisor.listener.stop_accepting()
-        return self._broadcast(name, arguments, answered)
+        self._broadcast(Order(name, arguments, answered, asker))
 
-    def _broadcast(self, name: str, arguments: list[Any], answered: Answered) -> Order | None:
+    def _broadcast(self, order: Order) -> None:
         self._numbers += 1
-        order = Order(self._numbers, name, arguments, answered, monotonic())
+        order.number = self._numbers
         for worker in self._supervisor.workers:
             if worker.takes_orders:
-                order.waiting[worker.number] = worker.slot
-                order.unheard.add(worker.number)
-                worker.send({"is": "do", "id": order.number, "name": name, "arguments": arguments})
+                self._tell(order, worker)
         self._orders[order.number] = order
         self._look(order)
-        return order if order.number in self._orders else None
+
+    def _tell(self, order: Order, worker: WorkerProcess) -> None:
+        order.waiting[worker.number] = worker.slot
+        order.unheard[worker.number] = monotonic()
+        worker.send({"is": "do", "id": order.number, "name": order.name, "arguments": order.arguments})
+
+    def joined(self, worker: WorkerProcess) -> None:
+        """A worker has been told what is `standing`: what others are busy with is its business, too."""
+        for order in self._orders.values():
+            self._tell(order, worker)
 
     def undo(self, order: Order) -> None:
         """It is not wanted any more: its asker has been told so."""
@@ -161,8 +181,22 @@ class Orders:
             for worker in self._supervisor.workers:
                 if worker.slot in done:
                     worker.send({"is": "do", "id": 0, "name": "resume", "arguments": order.arguments[:1] or [None]})
-        if order.name == "suspend":
+        if order.name == "suspend" and not self.keeps_door_closed:
             self._accept_again()
+
+    @property
+    def keeps_door_closed(self) -> bool:
+        """SUSPEND: nobody is let in."""
+        return self.is_suspended or any(order.name == "suspend" for order in self._orders.values())
+
+    def _stands(self, order: Order, report: Report | None) -> bool:
+        """It was carried out; who has not answered will find it done when it does, and so does what replaces it."""
+        if report is None or report.severity == "NOTICE":
+            return True
+        answers = order.answers.values()
+        done = [answer is None or (isinstance(answer, Report) and answer.severity == "NOTICE") for answer in answers]
+        silent = [isinstance(answer, Missing) for answer in answers]
+        return any(done) and sum(done) + sum(silent) == len(done)
 
     def _look(self, order: Order) -> None:
         """Is it done?"""
@@ -170,7 +204,7 @@ class Orders:
             return
         self._orders.pop(order.number, None)
         report = merge_answers(order.name, order.answers, ACK_S)
-        if report is None or report.severity == "NOTICE":
+        if self._stands(order, report):
             self._note(order)
             if order.name == "resume" and order.arguments[:1] == [None]:
                 self._accept_again()
@@ -194,7 +228,11 @@ class Orders:
                 return
         supervisor.shutdown(mode)
 
-    def _configure(self, name: str, arguments: list[Any], answered: Answered) -> Order | None:
+    def _configure_next(self) -> None:
+        while self._to_configure and not self._is_configuring:
+            self._configure(*self._to_configure.popleft())
+
+    def _configure(self, name: str, arguments: list[Any], answered: Answered) -> None:
         """RELOAD and SET: the new configuration is this process's own when all workers have it."""
         supervisor = self._supervisor
         failed = admin.RELOAD_FAILED if name == "reload" else admin.SET_FAILED
@@ -205,16 +243,19 @@ class Orders:
                 log.get_logger().error(f"RELOAD failed, the old configuration stays: {failure}")
                 supervisor.systemd.ready()
             answered(failed.with_detail(str(failure)))
-            return None
+            return
 
         def done(report: Report | None) -> None:
-            if report is None or report.severity == "NOTICE":
-                supervisor.use(fresh)
+            self._is_configuring = False
             if name == "reload":
                 supervisor.systemd.ready()
             answered(report)
+            self._configure_next()
 
-        return self._broadcast("configure", [name, packed(fresh)], done)
+        self._is_configuring = True
+        order = Order("configure", [name, packed(fresh)], done)
+        order.fresh = fresh
+        self._broadcast(order)
 
     def _restart(self, answered: Answered) -> None:
         supervisor = self._supervisor
@@ -265,10 +306,12 @@ class Orders:
             for order in list(self._orders.values()):
                 if order.asker == (worker.number, message["id"]):
                     self.undo(order)
+        elif kind == "console_closed":
+            self._console_left((worker.number, message["id"]))
         elif kind == "accepted":
             found = self._orders.get(message["id"])
             if found is not None:
-                found.unheard.discard(worker.number)
+                found.unheard.pop(worker.number, None)
         elif kind == "done":
             found = self._orders.get(message["id"])
             if found is not None and worker.number in found.waiting:
@@ -297,32 +340,46 @@ class Orders:
         def answered(report: Report | None) -> None:
             worker.send({"is": "answer", "id": message["id"], "report": to_json(report)})
 
-        order = self.give(message["name"], message["arguments"], answered)
-        if order is not None:
-            order.asker = worker.number, message["id"]
+        self.give(message["name"], message["arguments"], answered, (worker.number, message["id"]))
+
+    def _console_left(self, asker: Asker) -> None:
+        """The console that gave this SUSPEND: nobody else may be able to come in and end it."""
+        is_its = self.is_suspended and self._suspended_by == asker
+        if is_its or any(order.name == "suspend" and order.asker == asker for order in self._orders.values()):
+            log.get_logger().info("admin disappeared when suspended, doing RESUME")
+            self.give("resume", [None], lambda _: None)
 
     # --- who does not answer ------------------------------------------------------------------------------------------
     def left(self, worker: WorkerProcess) -> None:
         """A worker has ended: nobody waits for it."""
+        suspensions = [order.asker for order in self._orders.values() if order.name == "suspend"]
+        if self.is_suspended:
+            suspensions.append(self._suspended_by)
         for order in list(self._orders.values()):
+            order.unheard.pop(worker.number, None)
             if order.waiting.pop(worker.number, None) is not None:
                 self._look(order)
+        if not self._supervisor.is_ending:
+            for asker in suspensions:
+                if asker is not None and asker[0] == worker.number:
+                    self._console_left(asker)
         for question in list(self._questions.values()):
             if question.waiting.pop(worker.number, None) is not None:
                 self._look_at(question)
 
     def tick(self, now: float) -> None:
         for order in list(self._orders.values()):
-            if order.unheard and now - order.began >= ACK_S:
-                for number in list(order.unheard):
-                    order.unheard.discard(number)
-                    slot = order.waiting.pop(number, None)
-                    if slot is not None:
-                        order.answers[slot] = Missing.LATE
+            late = [number for number, told_at in order.unheard.items() if now - told_at >= ACK_S]
+            for number in late:
+                del order.unheard[number]
+                slot = order.waiting.pop(number, None)
+                if slot is not None:
+                    order.answers[slot] = Missing.LATE
+            if late:
                 self._look(order)
         for question in list(self._questions.values()):
             if question.waiting and now - question.began >= ACK_S:
-                late = ", ".join(str(slot) for slot in sorted(question.waiting.values()))
-                log.get_logger().warning(f"{question.table}: no answer from worker {late}")
+                slots = ", ".join(str(slot) for slot in sorted(question.waiting.values()))
+                log.get_logger().warning(f"{question.table}: no answer from worker {slots}")
                 question.waiting.clear()
                 self._look_at(question)

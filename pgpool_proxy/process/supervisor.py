@@ -142,11 +142,22 @@ class Supervisor:
         """A process for this slot; it is not ready yet. Raises SpawnFailed."""
         self._numbers += 1
         worker = WorkerProcess(self._numbers, slot)
-        first: Message = {
+        self.workers.append(worker)
+        try:
+            await worker.start(self._spawner, partial(self._first, worker), self._received, self._lost)
+        except SpawnFailed:
+            self.workers.remove(worker)
+            raise
+        self.leases.joined(worker)
+        self.orders.joined(worker)
+        return worker
+
+    def _first(self, worker: WorkerProcess) -> Message:
+        return {
             "is": "init",
             "version": package_version(),
             "number": worker.number,
-            "slot": slot,
+            "slot": worker.slot,
             "slots": self.count,
             "secret": self.secret.hex(),
             "newest_id": self._newest_id + IDS_AHEAD if self._newest_id else 0,
@@ -155,18 +166,14 @@ class Supervisor:
             "quiet": log.is_quiet(),
             "config": packed(self.config),
             "overrides": dict(self._overrides),
-            "totals": self._totals.pop(slot, {}),
+            "totals": self._totals.pop(worker.slot, {}),
             "reported": [[*key, parameters] for key, parameters in self._reported.items()],
             **self.orders.standing(),
         }
-        self.workers.append(worker)
-        try:
-            await worker.start(self._spawner, first, self._received, self._lost)
-        except SpawnFailed:
-            self.workers.remove(worker)
-            raise
-        self.leases.joined(worker)
-        return worker
+
+    @property
+    def is_ending(self) -> bool:
+        return self._stopped.is_set()
 
     async def _end_all(self) -> None:
         for worker in self.workers:
@@ -203,7 +210,7 @@ class Supervisor:
             best.send({"is": "client", "unix": is_unix, "over": over}, (connection.fileno(),))
 
     def _open_door(self) -> None:
-        if self._is_up and not self.closing and not self.orders.is_suspended:
+        if self._is_up and not self.closing and not self.orders.keeps_door_closed:
             self.tasks.start(self.listener.go_on_accepting(), "accepting again")
 
     def least_busy(self) -> WorkerProcess | None:
@@ -330,7 +337,7 @@ class Supervisor:
         if lived >= PROMPT_S:
             pause = 0.0
         self._pauses[worker.slot] = min(max(pause * 2, FIRST_PAUSE_S), LONGEST_PAUSE_S)
-        if pause == 0 and not self.orders.is_suspended:
+        if pause == 0 and not self.orders.keeps_door_closed:
             self.listener.stop_accepting()  # for a moment: else all who come back are given to the others
             asyncio.get_running_loop().call_later(DOOR_S, self._open_door)
         self.tasks.start(self._replace(worker.slot, pause), f"worker {worker.slot}")

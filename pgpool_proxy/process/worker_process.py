@@ -47,11 +47,11 @@ class WorkerProcess:
     async def start(
         self,
         spawner: Spawner,
-        first: Message,
+        first: Callable[[], Message],
         received: Callable[[WorkerProcess, Message, list[int]], None],
         lost: Callable[[WorkerProcess], None],
     ) -> None:
-        """Make the process, and tell it what it needs. Raises SpawnFailed. `lost` is called when it has ended."""
+        """Make the process, and tell it what it needs by then. Raises SpawnFailed. `lost` is called when it has ended."""
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._pidfd = await spawner.spawn(its)
@@ -64,7 +64,7 @@ class WorkerProcess:
         self._channel = Channel(
             ours, lambda message, descriptors: received(self, message, descriptors), self._hung_up
         )
-        self.send(first)
+        self.send(first())
 
     async def ready(self) -> None:
         """Until it has said that it serves. Raises SpawnFailed when it ends before that."""

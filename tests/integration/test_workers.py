@@ -372,16 +372,107 @@ def test_a_worker_that_hangs_is_replaced(make: Make, login: Login) -> None:
         assert value(login(proxy), "select 1") == "1"
 
 
-def test_an_order_names_the_worker_that_does_not_answer(make: Make, login: Login) -> None:
+def test_an_order_names_the_worker_that_does_not_answer(
+    make: Make, login: Login, make_raw_client: MakeRawClient
+) -> None:
     proxy = make(worker_timeout=60)
     console = login(proxy, user="admin_user", database="pgbouncer")
     own = worker_of(proxy, console)
     hung = next(row for row in workers(proxy) if row["worker"] != own)
     os.kill(hung["pid"], signal.SIGSTOP)
-    try:
-        assert error(console.query("DISABLE app"))["M"] == f"worker {hung['worker']} did not answer within 5 s"
-    finally:
-        os.kill(hung["pid"], signal.SIGCONT)
+    assert error(console.query("DISABLE app"))["M"] == f"worker {hung['worker']} did not answer within 5 s"
+    os.kill(hung["pid"], signal.SIGKILL)  # what takes its place is told
+    proxy.wait_log(rf"worker \d \(pid {hung['pid']}\) has ended")
+    wait_until(lambda: [row["restarts"] for row in workers(proxy) if row["worker"] != own] == [1], 10, "it is replaced")
+    for _ in range(4):
+        assert error(make_raw_client(proxy.port).login())["M"] == 'database "app" is disabled'
+
+
+def one_in_each(proxy: Proxy, login: Login, **who: Any) -> list[RawClient]:
+    """A client in worker 1, and one in worker 2."""
+    found: dict[int, RawClient] = {}
+    while len(found) < 2:
+        client = login(proxy, **who)
+        found.setdefault(worker_of(proxy, client), client)
+    return [found[1], found[2]]
+
+
+def replaced(proxy: Proxy, slot: int) -> None:
+    """Kill a worker, and wait for the next."""
+    pid = next(row["pid"] for row in workers(proxy) if row["worker"] == slot)
+    os.kill(pid, signal.SIGKILL)
+    proxy.wait_log(rf"worker \d \(pid {pid}\) has ended")
+    wait_until(
+        lambda: [row["restarts"] for row in workers(proxy) if row["worker"] == slot and row["pid"] not in (0, pid)] == [1],
+        10,
+        "it is replaced",
+    )
+
+
+def test_a_worker_that_comes_while_the_others_wait_for_a_pause_is_paused(make: Make, login: Login) -> None:
+    proxy = make()
+    holder = one_in_each(proxy, login)[1]
+    run(holder, "begin")
+    proxy.signal(signal.SIGUSR1)
+    proxy.wait_log("got SIGUSR1")
+    replaced(proxy, 1)
+    client = one_in_each(proxy, login)[0]
+    ask(client, "select 1")
+    wait_until(lambda: proxy.show("POOLS", database="app")["cl_waiting"] == 1, 10, "it waits")
+    proxy.admin("RESUME")
+    assert answer(client) == "1"
+
+
+def test_suspend_ends_with_the_worker_that_has_its_console(make: Make, login: Login) -> None:
+    proxy = make()
+    console = one_in_each(proxy, login, user="admin_user", database="pgbouncer")[0]
+    pid = workers(proxy)[0]["pid"]
+    rows(console.query("SUSPEND"))
+    os.kill(pid, signal.SIGKILL)
+    proxy.wait_log("admin disappeared when suspended, doing RESUME")
+    for _ in range(4):
+        assert value(login(proxy), "select 1") == "1"
+
+
+def test_suspend_outlives_every_worker_but_the_one_that_has_its_console(make: Make, login: Login) -> None:
+    proxy = make()
+    client = one_in_each(proxy, login)[0]
+    console = one_in_each(proxy, login, user="admin_user", database="pgbouncer")[1]
+    pid = workers(proxy)[0]["pid"]
+    rows(console.query("SUSPEND"))
+    os.kill(pid, signal.SIGKILL)
+    assert client.is_closed()
+    wait_until(lambda: rows(console.query("SHOW WORKERS"))[0][1:3] not in ([str(pid), "active"], [str(pid), "gone"]), 10)
+    wait_until(lambda: rows(console.query("SHOW WORKERS"))[0][2] == "active", 10, "it is replaced")
+    with pytest.raises(psycopg.OperationalError, match="timeout"):
+        psycopg.connect(proxy.dsn(connect_timeout=2))  # nobody is let in
+    rows(console.query("RESUME"))
+    for _ in range(4):
+        assert value(login(proxy), "select 1") == "1"
+
+
+@pytest.mark.parametrize("first", ["PAUSE", "SUSPEND"])
+def test_a_console_whose_suspend_was_refused_resumes_nobody(make: Make, login: Login, first: str) -> None:
+    proxy = make()
+    owner, other = one_in_each(proxy, login, user="admin_user", database="pgbouncer")
+    rows(owner.query(first))
+    assert error(other.query("SUSPEND"))["M"] == "already suspended/paused"
+    before = len(rows(owner.query("SHOW CLIENTS")))
+    other.close()
+    wait_until(lambda: len(rows(owner.query("SHOW CLIENTS"))) == before - 1, 10, "it has left")
+    rows(owner.query("RESUME"))
+
+
+def test_two_settings_at_the_same_time(make: Make, login: Login) -> None:
+    proxy = make()
+    consoles = one_in_each(proxy, login, user="admin_user", database="pgbouncer")
+    for number in range(3, 8):
+        ask(consoles[0], f"SET default_pool_size = {number}")
+        ask(consoles[1], f"SET reserve_pool_size = {number}")
+        for console in consoles:
+            console.read_until(b"Z")
+        found = {row["key"]: row["value"] for row in proxy.admin("SHOW CONFIG")}
+        assert (found["default_pool_size"], found["reserve_pool_size"]) == (str(number), str(number))
 
 
 def test_without_anything_that_makes_workers_the_daemon_gives_up_when_the_last_one_has_gone(make: Make) -> None:
