@@ -21,6 +21,7 @@ from pgpool_proxy import errors
 from pgpool_proxy.auth.exchange import Secret, ServerExchange, server_exchange
 from pgpool_proxy.auth.hba import HbaRule
 from pgpool_proxy.auth.plain import OpenExchange, OutsideExchange
+from pgpool_proxy.auth.secret import MD5
 from pgpool_proxy.errors import AuthenticationFailed, ConfigError, Report
 from pgpool_proxy.pool.pool import NO_REPLICATION
 from pgpool_proxy.pool.registry import Database, Registry
@@ -252,7 +253,7 @@ class Logins:
         if name == "any" and method.database is not None and method.database.forced_user is None:
             method.refusal = errors.BOUNCER_CONFIG  # the user's name means nothing, so there is nobody to log in to servers as
         usual = ""
-        if secret is None or secret.is_empty:
+        if secret is None or secret.is_empty or secret.kind == MD5:
             usual = self.lookups.usual_secret if self._has_auth_user else worker.usual_secret
         try:
             exchange = server_exchange(
