@@ -230,6 +230,8 @@ class Logins:
             told(newer, None, now)
             return
         self.lookups.forget_user(login.user)
+        if self._worker.membership is not None:
+            self._worker.membership.say({"is": "doubted", "user": login.user})
         self.lookups.ask(question, database, told)
 
     # --- the exchange -----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from the supervisor
   lease, server, lost, admitted        the ledger's: see lease_desk.py
   reported             what servers of a pool report at login, from the first worker that has learned it
   login_failed, login_succeeded     an address, for auth_failure_ban
+  doubted              a user whose password did not match what auth_query had answered
   cancel, cancelled    a CancelRequest that another worker has accepted; the end of one that this worker has passed on
   do, undo, part       an order of the console, its end before its time, the question for this worker's part of a SHOW
   answer, parts        to the worker that has the console
@@ -17,7 +18,8 @@ from the supervisor
 to the supervisor
   ready, failed, alive, drained    of the process: it serves, it cannot, how it is, it has no clients
   wants, given_back, has_clients, busy, offered, closing, connected, keyed, admit, settled, withdrawn, ended   the ledger's
-  reported, login_failed, login_succeeded, cancel, cancelled, order, undo, console_closed, accepted, done, show, part_is
+  reported, login_failed, login_succeeded, doubted, cancel, cancelled
+  order, undo, console_closed, accepted, done, show, part_is    an operator's
 """
 
 from __future__ import annotations
@@ -164,6 +166,7 @@ class Membership:
             "client": self._client,
             "reported": self._reported,
             "login_failed": self._login_failed,
+            "doubted": self._doubted,
             "login_succeeded": self._login_succeeded,
             "cancel": self._cancel,
             "cancelled": self._answered,
@@ -338,6 +341,10 @@ class Membership:
 
     def _login_failed(self, message: Message, descriptors: list[int]) -> None:
         self.worker.host.logins.failed.failed(message["address"], monotonic())
+
+    def _doubted(self, message: Message, descriptors: list[int]) -> None:
+        """A password did not match what auth_query had answered: what is kept of that user here may be old, too."""
+        self.worker.host.logins.lookups.forget_user(message["user"])
 
     def _login_succeeded(self, message: Message, descriptors: list[int]) -> None:
         self.worker.host.logins.failed.succeeded(message["address"])

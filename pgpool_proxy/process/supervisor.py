@@ -247,7 +247,7 @@ class Supervisor:
         elif kind == "reported":
             self._reported[message["key"][0], message["key"][1]] = message["parameters"]
             self._tell_others(worker, message)
-        elif kind in ("login_failed", "login_succeeded"):
+        elif kind in ("login_failed", "login_succeeded", "doubted"):
             self._tell_others(worker, message)
         elif kind == "cancel":
             self._cancel(worker, message)

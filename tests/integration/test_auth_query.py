@@ -319,6 +319,20 @@ def test_a_password_that_was_changed_while_the_old_one_is_kept_is_asked_for_anew
     assert "authentication failed" in log_in(proxy, "somebody", "old")
 
 
+def test_a_password_that_was_changed_is_asked_for_anew_by_every_worker(
+    make_proxy: MakeProxy, database: Database, users_table: Callable[[str], None]
+) -> None:
+    users_table(secret("scram", "old"))
+    proxy = make_with_table(make_proxy, database, auth_type="scram-sha-256", workers=2)
+    for _ in range(4):
+        assert log_in(proxy, "somebody", "old") == "trust_user"
+    users_table(secret("scram", "new"))
+    log_in(proxy, "somebody", "new")  # one worker notices
+    for _ in range(4):
+        assert "authentication failed" in log_in(proxy, "somebody", "old")
+        assert log_in(proxy, "somebody", "new") == "trust_user"
+
+
 def test_a_wrong_password_is_held_against_one_new_answer_only(
     make_proxy: MakeProxy, database: Database, counted: Callable[[], int]
 ) -> None:
