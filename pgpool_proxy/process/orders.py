@@ -249,6 +249,8 @@ class Orders:
             self._is_configuring = False
             if name == "reload":
                 supervisor.systemd.ready()
+                if report is not None and report.severity != "NOTICE":
+                    log.get_logger().error(f"{report.message}: {report.detail}" if report.detail else report.message)
             answered(report)
             self._configure_next()
 

@@ -66,9 +66,12 @@ def install_for_all(supervisor: Supervisor) -> None:
         if report is not None and report.severity != "NOTICE":
             logger.error(f"{report.message}: {report.detail}" if report.detail else report.message)
 
+    def is_said(report: Report | None) -> None:
+        """The log has it already."""
+
     def order(name: str, said: str, *arguments: object) -> None:
         logger.info(said)
-        supervisor.orders.give(name, list(arguments), answered)
+        supervisor.orders.give(name, list(arguments), is_said if name == "reload" else answered)
 
     loop.add_signal_handler(signal.SIGHUP, order, "reload", "got SIGHUP, re-reading config")
     loop.add_signal_handler(signal.SIGUSR1, order, "pause", "got SIGUSR1, pausing all activity", None, 0.0)

@@ -307,6 +307,15 @@ def test_a_broken_file_keeps_the_old_state_in_all(make: Make, login: Login) -> N
         assert value(login(proxy), "select 1") == "1"
 
 
+def test_a_broken_file_at_sighup_is_logged_once(make: Make) -> None:
+    proxy = make()
+    proxy.ini.write_text(proxy.ini.read_text() + "\nno_such_key = 1\n")
+    proxy.signal(signal.SIGHUP)
+    proxy.wait_log("RELOAD failed")
+    proxy.admin("SHOW VERSION")
+    assert proxy.log_contains("RELOAD failed", times=1)
+
+
 def test_disabled_and_removed_databases(make: Make, make_raw_client: MakeRawClient, database: Database) -> None:
     proxy = make(databases={"second": database.entry()})
     proxy.admin("DISABLE app")
