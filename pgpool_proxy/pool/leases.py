@@ -614,8 +614,11 @@ class LeaseBook:
     def _recall_surplus(self, account: Account, limits: LeaseLimits, now: float) -> None:
         surplus = self._surplus(account, limits)
         out = [recall for recall in account.recalls if recall.cause is None]
-        while out and len(out) > surplus:
-            self._call_off(out.pop())
+        asked = [recall for recall in out if not recall.is_busy]  # who is busy remembers; somebody else may have an idle one
+        for recall in out if surplus <= 0 else asked[int(surplus) :]:
+            self._call_off(recall)
+        if surplus <= 0:
+            asked = []
         if (surplus > 0) != (account.surplus_at > 0.0):
             account.surplus_at = now if surplus > 0 else 0.0
             if surplus > 0:
@@ -626,10 +629,10 @@ class LeaseBook:
             return
         for worker, number in account.leases.items():
             mine = len([recall for recall in out if recall.worker == worker])
-            while len(out) < surplus and mine < number:
+            while len(asked) < surplus and mine < number:
                 recall = self._ask(account, worker, None, True, now)
                 self._tell(recall, 0.0, False)
-                out.append(recall)
+                asked.append(recall)
                 mine += 1
 
     def _recall_servers(self, account: Account, limits: LeaseLimits, now: float) -> None:

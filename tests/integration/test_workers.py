@@ -298,6 +298,20 @@ def test_settings_change_in_all(make: Make, login: Login) -> None:
     assert proxy.show("POOLS", database="app")["sv_active"] == 4
 
 
+@pytest.mark.parametrize("busy", [0, 1])
+def test_a_pool_that_is_made_smaller_closes_what_is_idle_wherever_it_is(
+    make: Make, database: Database, login: Login, busy: int
+) -> None:
+    proxy = make(default_pool_size=2)
+    clients = one_in_each(proxy, login)
+    for client in clients:
+        run(client, "begin")
+    run(clients[1 - busy], "commit")
+    proxy.admin("SET default_pool_size = 1")
+    wait_until(lambda: len(database.pids()) == 1, 10, "the idle one is closed")
+    assert value(clients[busy], "select 1") == "1"
+
+
 def test_a_broken_file_keeps_the_old_state_in_all(make: Make, login: Login) -> None:
     proxy = make()
     proxy.ini.write_text(proxy.ini.read_text() + "\nno_such_key = 1\n")
