@@ -167,11 +167,12 @@ class Proxy:
     def start(self) -> Proxy:
         """Start, and wait until it listens, everywhere: it does so by TCP a moment before it has made its unix socket."""
         before = self.log().count("process up")
+        is_quiet = any(re.fullmatch(r"-\w*q\w*|--quiet", argument) for argument in self.arguments)
         process = self.launch()
 
         def is_up() -> bool:
             assert process.poll() is None, f"the proxy ended with {process.returncode}:\n{self.log()}"
-            return accepts(self.port) and ("-q" in self.arguments or self.log().count("process up") > before)
+            return accepts(self.port) and (is_quiet or self.log().count("process up") > before)
 
         wait_until(is_up, 30, "the proxy listens")
         return self

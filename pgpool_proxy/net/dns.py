@@ -12,8 +12,9 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from time import monotonic
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import aiodns
 import pycares
@@ -22,6 +23,7 @@ from pgpool_proxy import log
 from pgpool_proxy.net.tasks import Tasks
 
 NOT_THERE: Final = frozenset({pycares.errno.ARES_ENOTFOUND, pycares.errno.ARES_ENODATA, pycares.errno.ARES_EBADNAME})
+RESOLVER_OPTIONS: Final = {"timeout": "timeout", "attempts": "tries", "ndots": "ndots"}
 SHORTEST_TTL_S: Final = 1.0  # of an answer that says 0: those from /etc/hosts do
 IDLE_S: Final = 3600.0  # a name that nobody has asked for that long is forgotten
 
@@ -146,8 +148,8 @@ class Dns:
 
     def _channel(self) -> aiodns.DNSResolver:
         """One for each question: c-ares keeps answers itself, for longer than we may, and reads resolv.conf but once."""
-        conf = {"resolvconf_path": self._resolv_conf} if self._resolv_conf else {}
-        return aiodns.DNSResolver(loop=asyncio.get_running_loop(), **conf)
+        options = resolver_options(self._resolv_conf) if self._resolv_conf else {}
+        return aiodns.DNSResolver(loop=asyncio.get_running_loop(), **options)
 
     # --- time -------------------------------------------------------------------------------------------------------------
     def tick(self, now: float) -> None:
@@ -194,6 +196,37 @@ class Dns:
         """Zone, serial, how many names it has here."""
         for zone, serial in sorted(self._zones.items()):
             yield zone, serial, sum(name.zone == zone for name in self._names.values())
+
+
+def resolver_options(path: str) -> dict[str, Any]:
+    """What a file like resolv.conf(5) says, as arguments of a resolver; what cannot be read counts as empty, as for c-ares.
+
+    pycares has an argument for the file's name, but frees the text before c-ares has read it (5.2.1): now and then another
+    file, or none, is read.
+    """
+    options: dict[str, Any] = {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        words = line.split("#")[0].split(";")[0].split()
+        if len(words) < 2:
+            continue
+        if words[0] == "nameserver":
+            options.setdefault("nameservers", []).append(words[1])
+        elif words[0] == "domain":
+            options["domains"] = words[1:2]
+        elif words[0] == "search":
+            options["domains"] = words[1:]
+        elif words[0] == "options":
+            for word in words[1:]:
+                name, _, value = word.partition(":")
+                if name in RESOLVER_OPTIONS and value.isdecimal():
+                    options[RESOLVER_OPTIONS[name]] = int(value)
+                elif name == "rotate":
+                    options["rotate"] = True
+    return options
 
 
 def _is_address(host: str) -> bool:
