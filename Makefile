@@ -12,6 +12,8 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: all demo test lint bench compile clean check-python check-compiler help
 
+# One test more at a time than there are cores: most of them wait for something.
+JOBS ?= $(shell echo $$(($$(nproc 2>/dev/null || echo 1) + 1)))
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 OUT := build/py$(VERSION)
 SOURCES := pyproject.toml setup.py $(shell find pgpool_proxy -name '*.py' 2>/dev/null)
@@ -83,7 +85,7 @@ test: check-compiler $(foreach kind,$(KINDS),$(OUT)/$(kind)/installed.stamp) $(O
 	$(MAKE) --no-print-directory lint || failed="$$failed lint"; \
 	for kind in $(KINDS); do \
 		echo; echo "testing the $$kind build on Python $(VERSION)"; \
-		TESTED_BUILD=$$kind $(OUT)/$$kind/venv/bin/pytest -n auto $(ARGS) || failed="$$failed $$kind"; \
+		TESTED_BUILD=$$kind $(OUT)/$$kind/venv/bin/pytest -n $(JOBS) $(ARGS) || failed="$$failed $$kind"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "FAILED:$$failed" >&2; exit 1; fi
 

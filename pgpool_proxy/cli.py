@@ -10,19 +10,21 @@ import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import uvloop
 
 from pgpool_proxy import log
 from pgpool_proxy.errors import ConfigError
-from pgpool_proxy.process import daemon, membership, outside, signals
+from pgpool_proxy.process import daemon, outside, signals
 from pgpool_proxy.process.about import build, package_version
 from pgpool_proxy.process.cores import usable_cores
-from pgpool_proxy.process.spawner import Spawner
-from pgpool_proxy.process.supervisor import Supervisor
 from pgpool_proxy.process.worker import Worker
 from pgpool_proxy.settings.config import Config, load
+
+if TYPE_CHECKING:
+    from pgpool_proxy.process.spawner import Spawner
+    from pgpool_proxy.process.supervisor import Supervisor
 
 END_OF_THE_OLD_S: Final = 10.0  # how long its pidfile may outlive a process that was told to end
 SWITCH_S: Final = 0.0005  # what a thread that renders metrics may keep the loop waiting (Python's default: 5 ms)
@@ -119,7 +121,7 @@ def serve(
         raise ConfigError("daemon needs pidfile configured", key="pidfile")
     outside.load_libraries(config)
     workers = settings.workers or usable_cores()
-    spawner = Spawner.fork(membership.work, settings.user, silent=background) if workers > 1 else None
+    spawner = _fork_spawner(settings.user, silent=background) if workers > 1 else None
     daemon.switch_user(settings.user)
     pidfile = daemon.PidFile(settings.pidfile)
     quiet = quiet or background
@@ -167,10 +169,21 @@ async def _take_over(follower: Worker | Supervisor, pidfile: daemon.PidFile) -> 
         pidfile.write()
 
 
+def _fork_spawner(user: str | None, *, silent: bool) -> Spawner:
+    """Several workers: what they need beyond one process is imported here, as long as it can be read."""
+    from pgpool_proxy.process import membership
+    from pgpool_proxy.process.spawner import Spawner
+    from pgpool_proxy.process.supervisor import Supervisor  # noqa: F401
+
+    return Spawner.fork(membership.work, user, silent=silent)
+
+
 async def _supervise(
     config: Config, overrides: dict[str, str], spawner: Spawner, workers: int, pidfile: daemon.PidFile | None
 ) -> int:
     """Several workers; `pidfile` as in `_serve`."""
+    from pgpool_proxy.process.supervisor import Supervisor
+
     supervisor = Supervisor(config, overrides, os.environ, spawner, workers)
     signals.install_for_all(supervisor)
     if pidfile is not None:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from typing import TYPE_CHECKING
 
 from pgpool_proxy import log
 from pgpool_proxy.errors import ConfigError, Report
-from pgpool_proxy.process.supervisor import Supervisor
 from pgpool_proxy.process.worker import Worker
+
+if TYPE_CHECKING:
+    from pgpool_proxy.process.supervisor import Supervisor
 
 
 def install(worker: Worker) -> None:

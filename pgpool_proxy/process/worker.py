@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from time import monotonic, time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pgpool_proxy import errors, log
 from pgpool_proxy.admin.console import CONSOLE_PARAMETERS
@@ -33,7 +33,6 @@ from pgpool_proxy.process.configurator import Configurator
 from pgpool_proxy.process.control import WorkerControl
 from pgpool_proxy.process.handover import HandOver
 from pgpool_proxy.process.host import ADMIN_DATABASE, WorkerHost
-from pgpool_proxy.process.membership import Membership
 from pgpool_proxy.process.observation import Observation
 from pgpool_proxy.process.receiver import WorkerReceiver
 from pgpool_proxy.process.rules import read_rules
@@ -52,6 +51,9 @@ from pgpool_proxy.settings.config import Config
 from pgpool_proxy.settings.entries import AUTODB
 from pgpool_proxy.settings.reload import ReloadPlan, plan
 from pgpool_proxy.wire import backend
+
+if TYPE_CHECKING:
+    from pgpool_proxy.process.membership import Membership
 
 TICK_S: Final = 0.1  # granularity of all timeouts (PgBouncer: 0.333)
 QUEUED: Final = Report("No server connection available in postgres backend, client being queued", "00000", "NOTICE")

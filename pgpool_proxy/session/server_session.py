@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 
 CANCEL_GRACE_S: Final = 5.0  # a server that does not heed a cancel within this time is closed
+CANCEL_AGAIN_S: Final = 1.0
 
 
 class ServerSession(PoolServer):
@@ -65,6 +66,7 @@ class ServerSession(PoolServer):
         self.unnamed: bytes | None = None
         self.last_words: Report | None = None  # a FATAL that the server has sent
         self.cancel: CancelSession | None = None  # a CancelRequest for it that is under way
+        self.cancelled_at: float = 0.0  # when it was sent another one
         self.write_full: bool = False
         self.blocked: bool = False
         self.failed_login: bool = False
@@ -254,7 +256,12 @@ class ServerSession(PoolServer):
         limits = self.pool.limits
         link = self.link
         if link.phase == RECOVERING:
-            return errors.CLIENT_LEFT_IN_QUERY if now - link.cancel_time >= CANCEL_GRACE_S else None
+            if now - link.cancel_time >= CANCEL_GRACE_S:
+                return errors.CLIENT_LEFT_IN_QUERY
+            if self.cancel is None and now - max(link.cancel_time, self.cancelled_at) >= CANCEL_AGAIN_S:
+                self.cancelled_at = now  # the first may have overtaken the query
+                self.context.host.cancel_server(self, now)
+            return None
         if limits.query_timeout > 0 and link.query_start > 0.0 and now - link.query_start >= limits.query_timeout:
             if link.cancel_time == 0.0:
                 link.cancel_time = now

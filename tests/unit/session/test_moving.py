@@ -33,7 +33,7 @@ CLIENT_CARRIED = {
 }  # fmt: skip
 SERVER_ANEW = {
     "after", "before", "home", "context", "transport", "link", "login", "pool", "state", "tls", "client", "generation",
-    "blocked", "write_full", "cancel", "cancels", "is_unclean",  # nothing is on its way
+    "blocked", "write_full", "cancel", "cancels", "cancelled_at", "is_unclean",  # nothing is on its way
     "failed_login", "last_words", "tested_since", "_failure", "_resets", "_connecting_again",  # of logins and tests
 }  # fmt: skip
 SERVER_CARRIED = {
