@@ -7,4 +7,5 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
-pytest_plugins = ["fix_postgres", "fix_proxy", "fix_tcp", "fix_raw", "fix_clients", "fix_tls", "fix_dns", "fix_drivers"]
+TOPICS = ("postgres", "warm", "proxy", "tcp", "raw", "clients", "tls", "dns", "drivers")
+pytest_plugins = [f"fix_{topic}" for topic in TOPICS]

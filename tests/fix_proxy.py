@@ -40,6 +40,7 @@ from fix_wait import (
     unprivileged_account,
     wait_until,
 )
+from fix_warm import WarmProcess, nursery
 from psycopg.rows import dict_row
 
 ADMIN_USER = "admin_user"
@@ -76,6 +77,7 @@ class Proxy:
         sections: Mapping[str, Mapping[str, object]],
         arguments: tuple[str, ...] = (),
         environ: Mapping[str, str] | None = None,
+        cold: bool = False,
     ) -> None:
         self.directory = directory
         self.port = free_port()
@@ -102,7 +104,8 @@ class Proxy:
         self.port = int(str(self.settings["listen_port"]))
         #: a test that provokes a traceback says here what its text matches
         self.expected_trouble: str | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self.cold = cold
+        self._process: subprocess.Popen[bytes] | WarmProcess | None = None
         self._opened: list[psycopg.Connection[Any]] = []
 
     def __repr__(self) -> str:
@@ -149,10 +152,19 @@ class Proxy:
         drop = [] if account is None else ["-u", account]
         return [*daemon_command(), *drop, *self.arguments, str(self.ini)]
 
-    def launch(self) -> subprocess.Popen[bytes]:
+    def starts_warm(self) -> bool:
+        """Whether a fork will do (fix_warm): not where the start itself, or more than one process, is what is looked at."""
+        plain = not self.arguments and not self.environ and str(self.settings.get("workers", 1)) == "1"
+        return plain and not self.cold and not {"PGPOOL_PROXY_TEST_DAEMON", "PGPOOL_PROXY_TEST_START"} & os.environ.keys()
+
+    def launch(self) -> subprocess.Popen[bytes] | WarmProcess:
         """Start the process without waiting for anything: for tests of starts that fail."""
         self.write_config()
         with self.log_file.open("ab") as log:
+            if self.starts_warm():
+                arguments = self.command()[len(daemon_command()) :]
+                self._process = nursery().start(arguments, cwd=self.directory, env=environment(), log=log.fileno())
+                return self._process
             self._process = subprocess.Popen(
                 self.command(),
                 stdin=subprocess.DEVNULL,
@@ -385,7 +397,8 @@ def making(run_dir: Path, request: pytest.FixtureRequest) -> Iterator[MakeProxy]
         directory = Path(tempfile.mkdtemp(prefix="proxy-", dir=run_dir))
         directory.chmod(0o755)
         hand_over(directory)
-        proxy = Proxy(directory, databases, settings, users, sections or {}, arguments, environ)
+        cold = request.node.get_closest_marker("cold_start") is not None
+        proxy = Proxy(directory, databases, settings, users, sections or {}, arguments, environ, cold)
         made.append(proxy)
         return proxy.start() if start else proxy
 

@@ -44,6 +44,7 @@ def ends(client: RawClient, what: object) -> None:
     client.close()
 
 
+@pytest.mark.cold_start
 def test_every_length_of_a_first_packet_is_survived(
     make_proxy: MakeProxy, make_raw_client: MakeRawClient, login: Login
 ) -> None:
@@ -153,6 +154,7 @@ def test_garbage_behind_a_login_ends_the_connection_only(
     assert_whole(pooled, database, login, SIZE)
 
 
+@pytest.mark.cold_start
 def test_a_promise_of_a_huge_message_costs_no_memory(
     make_proxy: MakeProxy, database: Database, login: Login, make_raw_client: MakeRawClient
 ) -> None:

@@ -20,6 +20,8 @@ from fix_raw import RawClient, bind, execute, message, parse, query, startup_mes
 from fix_tcp import MakeMiddleman
 from fix_wait import wait_until
 
+pytestmark = pytest.mark.cold_start
+
 MB = 1_000_000
 SIZE = 4
 FLAT = 12 * MB  # what buffers of the kernel's size and the allocator's habits may add

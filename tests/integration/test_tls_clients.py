@@ -343,6 +343,7 @@ async def test_asyncpg_logs_in_over_tls(standing: Proxy, certificates: Certifica
 
 
 # --- the encrypted stream -------------------------------------------------------------------------------------------------
+@pytest.mark.cold_start
 def test_large_values_go_both_ways_and_a_slow_reader_holds_up_only_itself(
     make_proxy: MakeProxy, certificates: Certificates
 ) -> None:
