@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import grp
 import os
 import socket
@@ -22,6 +23,16 @@ from pgpool_proxy.session.transport import Transport
 from pgpool_proxy.settings.model import Settings
 
 PEER_CREDENTIALS: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
+
+HALF_OPEN_S: Final = 0.5  # for those who have begun to connect; below the second after which kernels send a SYN again
+SO_ATTACH_FILTER: Final = 26  # socket(7), not in Python's socket
+NO_SYN: Final = struct.pack(
+    "HBBI" * 4,
+    *(0x30, 0, 0, 13),  # the flags of the TCP header
+    *(0x45, 0, 1, 0x02),  # SYN among them?
+    *(0x06, 0, 0, 0),  # drop it
+    *(0x06, 0, 0, 0xFFFFFFFF),  # keep the rest
+)  # struct sock_filter[4]
 
 
 class Closable(Protocol):
@@ -57,10 +68,15 @@ class Listener:
     """All listening sockets of this process. TCP options are set on them: accepted sockets inherit those on Linux."""
 
     def __init__(
-        self, context: Context | None, watch: Callable[[ListeningSocket], Closable] | None = None
+        self,
+        context: Context | None,
+        take: Callable[[socket.socket, bool], None],
+        watch: Callable[[ListeningSocket], Closable] | None = None,
     ) -> None:
         self._own_context = context
+        self._take = take  # gets a connection that was accepted here, and whether it came by a unix socket
         self._watch = watch  # what accepts; None: asyncio does, and each connection is a session of ours
+        self._closing: asyncio.TimerHandle | None = None
         self.sockets: list[ListeningSocket] = []
         self._port = 0
         self._backlog = 128
@@ -225,11 +241,47 @@ class Listener:
             session.transport.abort()
 
     # --- ends -----------------------------------------------------------------------------------------------------------
-    def close_tcp(self) -> None:
-        """No further connections by TCP; the unix socket stays for the console."""
-        self._close([listening for listening in self.sockets if listening.is_tcp])
+    def close_tcp(self, closed: Callable[[], None]) -> None:
+        """No further connections by TCP; the unix socket stays for the console. `closed` is called when that is so.
+
+        Closing a socket makes the kernel reset who is in its queue: they are let in before. Where another process listens on
+        the same port (so_reuseport), nobody is to notice, so those who have begun to connect are waited for, and who comes
+        meanwhile is not answered: its kernel tries again after a second, and gets to the other process.
+        """
+        shared = [one for one in self.sockets if one.is_tcp and self._removes_files and _is_shared(one.sock)]
+        for listening in shared:
+            _attach_filter(listening.sock, NO_SYN)
+
+        def close_now() -> None:
+            self._closing = None
+            leaving = [listening for listening in self.sockets if listening.is_tcp]
+            for listening in leaving:
+                _stop(listening)
+                if self._removes_files:  # else systemd goes on with its own copy of the socket
+                    self._let_in(listening)
+            self._close(leaving)
+            closed()
+
+        if shared:
+            self._closing = asyncio.get_running_loop().call_later(HALF_OPEN_S, close_now)
+        else:
+            close_now()
+
+    def _let_in(self, listening: ListeningSocket) -> None:
+        """Who is in the queue of the kernel."""
+        for _ in range(self._backlog + 1):
+            try:
+                connection, _ = listening.sock.accept()
+            except ConnectionAbortedError:
+                continue
+            except OSError:  # there is nobody, or no descriptor for them
+                return
+            connection.setblocking(False)
+            self._take(connection, not listening.is_tcp)
 
     def close(self) -> None:
+        if self._closing is not None:
+            self._closing.cancel()
         self._close(list(self.sockets))
 
     def _close(self, sockets: list[ListeningSocket]) -> None:
@@ -246,6 +298,22 @@ def _stop(listening: ListeningSocket) -> None:
     listening.server = None
     if server is not None:
         server.close()
+
+
+def _is_shared(sock: socket.socket) -> bool:
+    """Whether other processes may listen on the same port."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+
+
+def _attach_filter(sock: socket.socket, program: bytes) -> None:
+    """The kernel asks `program` (struct sock_filter[]) which packets to keep; where it cannot, it keeps them all."""
+    instructions = ctypes.create_string_buffer(program, len(program))
+    try:
+        sock.setsockopt(
+            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(program) // 8, ctypes.addressof(instructions))
+        )
+    except OSError as error:
+        log.get_logger().debug(f"no filter on {_shown(sock.getsockname())}: {error.strerror}")
 
 
 def _shown(where: tuple[object, ...]) -> str:

@@ -33,7 +33,7 @@ class Doorman:
     listener's `go_on_accepting`: who comes waits in the kernel's queue."""
 
     def __init__(self, can_take: Callable[[], bool], take: Callable[[socket.socket, bool], None]) -> None:
-        self.listener = Listener(None, self._watch)
+        self.listener = Listener(None, self._give, self._watch)
         self._can_take = can_take
         self._take = take
 
@@ -57,8 +57,11 @@ class Doorman:
                     self._pause()
                     return
                 continue  # it has left already
-            with connection:
-                self._take(connection, not listening.is_tcp)
+            self._give(connection, not listening.is_tcp)
+
+    def _give(self, connection: socket.socket, is_unix: bool) -> None:
+        with connection:
+            self._take(connection, is_unix)
 
     def _pause(self) -> None:
         self.listener.stop_accepting()

@@ -127,10 +127,10 @@ class Logins:
         registry = self._registry
         session = login.session
         is_admin = login.database_name == ADMIN_DATABASE
-        report: Report | None = None
+        report = worker.refusal(session.is_unix, is_admin)
         database = registry.database(login.database_name)
-        if worker.closing is not None and not (is_admin and session.is_unix):
-            report = worker.closing
+        if report is not None:
+            pass
         elif self._needs_tls and not session.tls and not session.is_unix:
             report = errors.SSL_REQUIRED
         elif not session.is_unix and self.failed.is_banned(session.address, now):

@@ -296,17 +296,9 @@ class Membership:
 
     # --- clients ------------------------------------------------------------------------------------------------------
     def _client(self, message: Message, descriptors: list[int]) -> None:
-        sock = socket.socket(fileno=descriptors[0])
-        self.worker.tasks.start(self._connect(sock, bool(message["over"])), "client")
-
-    async def _connect(self, sock: socket.socket, over: bool) -> None:
         listener = self.worker.listener
-        connection = ClientConnection(TooMany(listener) if over else listener)
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: cast(asyncio.Protocol, connection), sock)
-        except OSError:
-            sock.close()
-            self.leases.say_ended("", "")
+        gate: Gate = TooMany(listener) if message["over"] else listener
+        self.worker.take(socket.socket(fileno=descriptors[0]), gate, lambda: self.leases.say_ended("", ""))
 
     def server_opened(self, session: ServerSession) -> None:
         """A server has logged in: what a cancel needs, and what the others need not wait for a server of their own to know."""

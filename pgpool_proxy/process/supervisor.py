@@ -498,7 +498,10 @@ class Supervisor:
 
     def _begin_shutdown(self, mode: str) -> None:
         self.systemd.stopping(f"Waiting for {mode.removeprefix('wait_for_')}")
-        self.listener.close_tcp()
+        self.listener.close_tcp(partial(self._door_is_closed, mode))
+
+    def _door_is_closed(self, mode: str) -> None:
+        """Who was still let in stands before this in the workers' channels."""
         for worker in self.workers:
             worker.send({"is": "closing", "mode": mode})
         self._look_for_end()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from pgpool_proxy import errors, log
 from pgpool_proxy.admin.console import CONSOLE_PARAMETERS
@@ -17,6 +18,7 @@ from pgpool_proxy.admin.control import Control, Done
 from pgpool_proxy.auth.exchange import Secret
 from pgpool_proxy.auth.userlist import parse_userlist
 from pgpool_proxy.errors import ConfigError, Report
+from pgpool_proxy.net.client_connection import ClientConnection, Gate
 from pgpool_proxy.net.connector import Connector
 from pgpool_proxy.net.dns import Dns
 from pgpool_proxy.net.listener import Listener
@@ -93,7 +95,8 @@ class Worker:
         self.connector.use(self.context)
         self.peers = Peers(self.context, self.connector.send_cancel)
         self.janitor = Janitor(self.registry)
-        self.listener = Listener(self.context)
+        self.listener = Listener(self.context, lambda connection, _: self.take(connection, self.listener))
+        self._arriving = 0  # connections that are no sessions yet
         self.stats = Statistics(self.registry)
         self.control = WorkerControl(self)
         self.console_control: Control = self.control
@@ -352,6 +355,22 @@ class Worker:
                 if server.state in (SV_IDLE, SV_USED):
                     server.disconnect(errors.OBSOLETE_CONNECTION, now)
 
+    def take(self, connection: socket.socket, gate: Gate, vanished: Callable[[], None] | None = None) -> None:
+        """A connection that was accepted by hand; `vanished`: it has gone already."""
+        self._arriving += 1
+        self.tasks.start(self._connect(connection, gate, vanished), "client")
+
+    async def _connect(self, connection: socket.socket, gate: Gate, vanished: Callable[[], None] | None) -> None:
+        protocol = cast(asyncio.Protocol, ClientConnection(gate))
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, connection)
+        except OSError:
+            connection.close()
+            if vanished is not None:
+                vanished()
+        finally:
+            self._arriving -= 1
+
     # --- online restart ---------------------------------------------------------------------------------------------------
     def stop_accepting(self) -> None:
         """SUSPEND."""
@@ -406,14 +425,20 @@ class Worker:
     def begin_shutdown(self, mode: str) -> None:
         """`wait_for_servers` or `wait_for_clients`, without the delay."""
         self.systemd.stopping(f"Waiting for {mode.removeprefix('wait_for_')}")
-        self.listener.close_tcp()
         self.closing = errors.SHUTTING_DOWN
         if mode == "wait_for_servers":
             self._waits_for_servers = True
             self.registry.closing = errors.SERVER_SHUTTING_DOWN
             self.registry.paused = True
             self._send_waiting_away(monotonic())
-        self._look_for_end()
+        self.listener.close_tcp(self._look_for_end)
+
+    def refusal(self, is_unix: bool, is_console: bool) -> Report | None:
+        """What a client that logs in is told while shutting down; None: it may. Who has come by TCP was there before, and
+        wait_for_clients waits for it; by the unix socket, only the console lets in."""
+        if is_unix:
+            return None if is_console else self.closing
+        return self.closing if self._waits_for_servers else None
 
     def _send_waiting_away(self, now: float) -> None:
         for pool in list(self.registry.pools.values()):
@@ -425,11 +450,20 @@ class Worker:
                     server.disconnect(errors.PAUSE_MODE, now)
 
     def _look_for_end(self) -> None:
+        if self._arriving or any(listening.is_tcp for listening in self.listener.sockets):
+            return  # those who are at the door are told something yet
         if self._waits_for_servers:
             if not any(pool.server_count for pool in self.registry.pools.values()):
                 self._drained("server connections dropped, exiting")
-        elif not any(pool.client_count for pool in self.registry.pools.values() if not pool.database.is_admin):
+        elif not self._has_clients():
             self._drained("client connections dropped, exiting")
+
+    def _has_clients(self) -> bool:
+        """Those who are logging in, too, unless they came by the unix socket: that is for the console now."""
+        if any(pool.client_count for pool in self.registry.pools.values() if not pool.database.is_admin):
+            return True
+        logins = self.registry.login_clients.members()
+        return any(isinstance(client, ClientSession) and not client.is_unix for client in logins)
 
     def _drained(self, message: str) -> None:
         """Of several workers, the last one that is done ends them all: a console may be anywhere."""

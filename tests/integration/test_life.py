@@ -17,7 +17,7 @@ import pytest
 from fix_clients import Database, Login, answer, ask, backend_pid, error, refusal, run, settle, value
 from fix_postgres import environment
 from fix_proxy import ADMIN_PASSWORD, ADMIN_USER, MakeProxy, Proxy, daemon_command
-from fix_raw import MakeRawClient
+from fix_raw import SSL_REQUEST, MakeRawClient, request, startup_message
 from fix_wait import LOOPBACK, accepts, free_port, hand_over, is_running, unprivileged_account, wait_until
 
 
@@ -143,6 +143,30 @@ def test_sigterm_lets_no_client_in_and_ends_when_the_last_has_left(pooled: Proxy
     run(second, "commit")
     assert pooled.is_running()
     second.close()
+    assert pooled.wait_exit() == 0
+
+
+def test_who_has_connected_before_sigterm_is_served(pooled: Proxy, make_raw_client: MakeRawClient) -> None:
+    """Whether it is in the kernel's queue, or has not yet said who it is: to it, the connection has been made."""
+    halfway = make_raw_client(pooled.port)
+    halfway.send(request(SSL_REQUEST))
+    assert halfway.read_bytes(1) == b"N"
+    pooled.signal(signal.SIGSTOP)
+    queued = [make_raw_client(pooled.port) for _ in range(5)]
+    for client in queued:
+        client.send(startup_message("trust_user", "app"))
+    pooled.signal(signal.SIGTERM)
+    pooled.signal(signal.SIGCONT)
+    for client in queued:
+        client.read_until(b"Z")
+        assert value(client, "select 1") == "1"
+    assert not accepts(pooled.port)
+    for client in queued:
+        client.close()
+    halfway.login()
+    assert value(halfway, "select 2") == "2"
+    assert pooled.is_running()
+    halfway.close()
     assert pooled.wait_exit() == 0
 
 

@@ -51,7 +51,7 @@ class Outsider:
 
     def __init__(self, world: World) -> None:
         self.transport = Transport()
-        self.connection = ClientConnection(Listener(world.context))
+        self.connection = ClientConnection(Listener(world.context, lambda *_: None))
         self.connection.connection_made(self.transport)  # type: ignore[arg-type]
 
     def log_in(self, world: World) -> Outsider:
