@@ -79,10 +79,13 @@ $(OUT)/%/installed.stamp: $(OUT)/%/wheel.stamp $(OUT)/%/venv.stamp
 
 # --- what to run -----------------------------------------------------------------------------------------------------
 
-# Each build runs the whole suite; the closing lines of all of them are shown even when one fails.
-test: check-compiler $(foreach kind,$(KINDS),$(OUT)/$(kind)/installed.stamp) $(OUT)/plain/installed.stamp
+# Each build runs the whole suite; the closing lines of all of them are shown even when one fails. While one core compiles,
+# another sets up the plain build and checks the sources.
+INSTALLED := $(sort $(KINDS:%=$(OUT)/%/installed.stamp) $(OUT)/plain/installed.stamp)
+test: check-compiler
 	@failed=; \
-	$(MAKE) --no-print-directory lint || failed="$$failed lint"; \
+	$(MAKE) --no-print-directory -j2 -k $(INSTALLED) lint || failed="$$failed lint"; \
+	$(MAKE) --no-print-directory $(INSTALLED); \
 	for kind in $(KINDS); do \
 		echo; echo "testing the $$kind build on Python $(VERSION)"; \
 		TESTED_BUILD=$$kind $(OUT)/$$kind/venv/bin/pytest -n $(JOBS) $(ARGS) || failed="$$failed $$kind"; \
