@@ -52,10 +52,13 @@ TROUBLE = re.compile(
 )
 
 
+# -P: the package that is installed, not the one in the current directory
+OURS = [sys.executable, "-P", "-m", "pgpool_proxy"]
+
+
 def daemon_command() -> list[str]:
     other = os.environ.get("PGPOOL_PROXY_TEST_DAEMON")
-    # -P: the package that is installed, not the one in the current directory
-    return shlex.split(other) if other else [sys.executable, "-P", "-m", "pgpool_proxy"]
+    return shlex.split(other) if other else OURS
 
 
 def default_workers() -> dict[str, object]:
@@ -154,15 +157,16 @@ class Proxy:
 
     def starts_warm(self) -> bool:
         """Whether a fork will do (fix_warm): not where the start itself, or more than one process, is what is looked at."""
-        plain = not self.arguments and not self.environ and str(self.settings.get("workers", 1)) == "1"
-        return plain and not self.cold and not {"PGPOOL_PROXY_TEST_DAEMON", "PGPOOL_PROXY_TEST_START"} & os.environ.keys()
+        is_plain = not self.arguments and not self.environ and str(self.settings.get("workers", 1)) == "1"
+        is_ours = self.command()[: len(OURS)] == OURS
+        return is_plain and is_ours and not self.cold and os.environ.get("PGPOOL_PROXY_TEST_START") != "cold"
 
     def launch(self) -> subprocess.Popen[bytes] | WarmProcess:
         """Start the process without waiting for anything: for tests of starts that fail."""
         self.write_config()
         with self.log_file.open("ab") as log:
             if self.starts_warm():
-                arguments = self.command()[len(daemon_command()) :]
+                arguments = self.command()[len(OURS) :]
                 self._process = nursery().start(arguments, cwd=self.directory, env=environment(), log=log.fileno())
                 return self._process
             self._process = subprocess.Popen(
