@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Callable
 from contextlib import closing
 from http.client import HTTPConnection
+from pathlib import Path
 from signal import SIGTERM
 from typing import Any
 
+import psycopg
 import pytest
+import yaml
 from fix_postgres import Postgres
 from fix_proxy import MakeProxy, Proxy
 from fix_wait import free_port, wait_until
@@ -119,9 +123,32 @@ def test_errors_are_counted_by_class(observed: tuple[Proxy, int]) -> None:
     assert samples(port)["pgpool_proxy_errors_total", (("class", "3D"),)] == 1
 
 
-def test_every_documented_metric_is_there_and_every_metric_is_documented(observed: tuple[Proxy, int]) -> None:
-    from pathlib import Path
+def test_servers_that_cannot_be_had_are_counted_by_the_reasons_that_an_alert_knows(
+    make_proxy: MakeProxy, postgres: Postgres
+) -> None:
+    """deploy/prometheus: a dead port is told apart by the pooler's words, PostgreSQL's own refusals by their SQLSTATE."""
+    rules = yaml.safe_load((Path(__file__).parents[2] / "deploy" / "prometheus" / "pgpool_proxy.rules.yml").read_text())
+    (alert,) = [rule for rule in rules["groups"][0]["rules"] if rule["alert"] == "PgpoolProxyServersFail"]
+    (asked,) = re.findall(r'reason=~"([^"]*)"', alert["expr"])
+    port = free_port()
+    there = f"host={postgres.host} port={postgres.port}"
+    databases = {
+        "off": f"host={HOST} port={free_port()}",
+        "wrong": f"{there} user=scram_user password=nope dbname=postgres",
+        "none": f"{there} user=trust_user dbname=nowhere",
+    }
+    proxy = make_proxy(databases=databases, metrics_listen_addr=HOST, metrics_port=port)
+    for database in databases:
+        with pytest.raises(psycopg.OperationalError):
+            proxy.connect(dbname=database)
+    wait_until(lambda: answers(port), 10, "the HTTP side listens")
+    ended = [dict(labels) for name, labels in samples(port) if name == "pgpool_proxy_disconnects_total"]
+    ends = {labels["reason"] for labels in ended if labels["side"] == "server"}
+    assert ends == {"connect failed", "28P01", "3D000"}
+    assert ends <= set(asked.split("|"))
 
+
+def test_every_documented_metric_is_there_and_every_metric_is_documented(observed: tuple[Proxy, int]) -> None:
     proxy, port = observed
     with proxy.connect() as client:
         client.execute("select 1")

@@ -13,21 +13,32 @@ import pytest
 import yaml
 
 from pgpool_proxy.metrics.collector import families
-from pgpool_proxy.metrics.snapshot import Snapshot
+from pgpool_proxy.metrics.snapshot import CLIENT_STATES, SERVER_STATES, Snapshot
+from pgpool_proxy.process.counters import KNOWN_REASONS
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "pgpool_proxy.rules.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "pgpool_proxy.json"
+TESTS = RULES.parent / "pgpool_proxy_test.yml"
 LAG = ((0,) * 21, 0)
+SCRAPED = {"job", "instance"}
 
 
-def known() -> set[str]:
-    """Every series that /metrics can have."""
-    names: set[str] = set()
+def known() -> dict[str, set[str]]:
+    """Every series that /metrics can have, and its labels; those that a scrape gives come on top."""
+    found: dict[str, set[str]] = {"up": SCRAPED, "process_cpu_seconds_total": SCRAPED}
     for family in families(Snapshot("1", "compiled", 0.0, [], [], 0, 100, 0, frozenset(), loop_lag=LAG)):
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
-        names |= {family.name + suffix for suffix in suffixes}
-    return names
+        for suffix in suffixes:
+            labels = {*getattr(family, "_labelnames", ()), *(("le",) if suffix == "_bucket" else ())}
+            found[family.name + suffix] = SCRAPED | labels
+    return found
+
+
+def selectors(query: str) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """The metrics that a query asks for: (name, its (label, operator, value))."""
+    names = r"\b(up|(?:pgpool_proxy|process)_\w+)(?:\{([^}]*)\})?"
+    return [(name, re.findall(r'(\w+)(=~|!~|!=|=)"([^"]*)"', inside)) for name, inside in re.findall(names, query)]
 
 
 def rules() -> list[dict[str, Any]]:
@@ -41,8 +52,37 @@ def queries() -> list[str]:
 
 @pytest.mark.parametrize("query", [*queries(), *(rule["expr"] for rule in rules())])
 def test_what_is_asked_for_exists(query: str) -> None:
-    asked = set(re.findall(r"pgpool_proxy_\w+", re.sub(r'"[^"]*"', "", query)))
-    assert asked <= known()
+    series = known()
+    labels: set[str] = set()
+    assert selectors(query)
+    for name, wanted in selectors(query):
+        assert name in series
+        assert {label for label, _, _ in wanted} <= series[name], name
+        labels |= series[name]
+    for named in re.findall(r"\b(?:by|on|without|ignoring) \(([^)]*)\)", query):
+        assert set(named.split(", ")) <= labels, named
+
+
+def test_the_reasons_and_states_that_are_asked_for_exist() -> None:
+    states = {*CLIENT_STATES, *SERVER_STATES}
+    for query in [*queries(), *(rule["expr"] for rule in rules())]:
+        for _, wanted in selectors(query):
+            for label, operator, value in wanted:
+                values = value.split("|") if operator in ("=~", "!~") else [value]
+                if label == "reason":  # the pooler's words, or an SQLSTATE where the words are a server's
+                    assert [one for one in values if one not in KNOWN_REASONS and not re.fullmatch("[0-9A-Z]{5}", one)] == []
+                elif label in ("state", "side"):
+                    assert set(values) <= (states if label == "state" else {"client", "server"})
+
+
+def test_what_an_alert_says_has_labels_that_its_answer_has() -> None:
+    series = known()
+    for rule in rules():
+        grouped = re.findall(r"\bsum by \(([^)]*)\)", rule["expr"])
+        of_series = set().union(*(series[name] for name, _ in selectors(rule["expr"])))
+        left = set(grouped[0].split(", ")) if grouped else of_series
+        said = {label for text in rule["annotations"].values() for label in re.findall(r"\$labels\.(\w+)", text)}
+        assert said <= left, rule["alert"]
 
 
 def test_every_alert_says_what_to_do() -> None:
@@ -59,11 +99,27 @@ def test_the_dashboard_answers_the_four_questions() -> None:
     assert len({panel["id"] for panel in panels}) == len(panels)
 
 
-@pytest.mark.parametrize("what", [("rules", RULES), ("config", RULES.parent / "prometheus.yml")], ids=lambda what: what[0])
-def test_promtool_takes_them(what: tuple[str, Path], tmp_path: Path) -> None:
+def test_each_alert_is_seen_to_fire_and_not_to_fire_on_series_that_there_are() -> None:
+    outcomes: dict[str, set[bool]] = {rule["alert"]: set() for rule in rules()}
+    series = known()
+    for case in yaml.safe_load(TESTS.read_text())["tests"]:
+        for given in case["input_series"]:
+            ((name, labels),) = selectors(given["series"])
+            wanted = series[name] - {"job"} if name != "up" else SCRAPED
+            assert {label for label, _, _ in labels} == wanted, given["series"]
+        for asked in case["alert_rule_test"]:
+            outcomes[asked["alertname"]].add(bool(asked["exp_alerts"]))
+    assert {alert: seen for alert, seen in outcomes.items() if seen != {True, False}} == {}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("check", "rules", RULES), ("check", "config", RULES.parent / "prometheus.yml"), ("test", "rules", TESTS)],
+    ids=lambda command: "-".join(command[:2]),
+)
+def test_promtool_takes_them(command: tuple[str, str, Path]) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
-    kind, path = what
-    done = subprocess.run([promtool, "check", kind, path], capture_output=True, text=True, check=False)
+    done = subprocess.run([promtool, *command], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
