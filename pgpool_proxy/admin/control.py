@@ -16,7 +16,6 @@ from typing import Final, Protocol, TypeAlias
 from pgpool_proxy.errors import PgpoolError, Report
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
 from pgpool_proxy.pool.registry import Registry
-from pgpool_proxy.pool.stats import Period
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.context import Context
 from pgpool_proxy.settings.config import Config
@@ -197,8 +196,8 @@ class Source(Protocol):
         """Counters of each database, in the order of pool.stats.FIELDS."""
         ...
 
-    def period(self, database: str) -> Period:
-        """The same counters at the beginning and at the end of the last whole stats_period."""
+    def base(self, database: str) -> tuple[tuple[int, ...], float]:
+        """The same counters of one database at the beginning of the last whole stats_period, and the seconds since."""
         ...
 
     def local_name(self, member: PoolClient | PoolServer) -> tuple[str, int]:

@@ -187,9 +187,9 @@ def _usage(parts: Sequence[Part]) -> dict[tuple[str, str], tuple[int, int, int, 
 
 # --- counters -----------------------------------------------------------------------------------------------------------------
 def _counter_records(source: Source) -> Iterator[Record]:
-    """Of each database its name, its totals, and its last whole stats_period."""
+    """Of each database its name, its totals, what averages count from, and for how many seconds."""
     for name, totals in sorted(source.totals().items()):
-        yield name, totals, *source.period(name)
+        yield name, totals, *source.base(name)
 
 
 def _counted(make: Callable[[Iterable[rows.Counters]], Iterable[Row]]) -> Merging:
@@ -197,7 +197,7 @@ def _counted(make: Callable[[Iterable[rows.Counters]], Iterable[Row]]) -> Mergin
 
 
 def _counters(name: str, records: Sequence[Record]) -> rows.Counters:
-    periods = [(tuple(old), tuple(new), float(seconds)) for _, _, old, new, seconds in records]
+    periods = [(tuple(base), tuple(totals), float(seconds)) for _, totals, base, seconds in records]
     return name, merge([tuple(record[1]) for record in records]), averages(periods)
 
 

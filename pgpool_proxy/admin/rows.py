@@ -144,7 +144,11 @@ Counters: TypeAlias = tuple[str, tuple[int, ...], tuple[int, ...]]  # of a datab
 
 
 def counters(source: Source) -> list[Counters]:
-    return [(name, totals, averages([source.period(name)])) for name, totals in sorted(source.totals().items())]
+    found: list[Counters] = []
+    for name, totals in sorted(source.totals().items()):
+        base, seconds = source.base(name)
+        found.append((name, totals, averages([(base, totals, seconds)])))
+    return found
 
 
 def stats(found: Iterable[Counters]) -> Iterable[Row]:

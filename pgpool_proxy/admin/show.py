@@ -130,7 +130,7 @@ _ALL: Final = (
     ),
     Table(
         "STATS_AVERAGES",
-        "averages of each database over the last stats_period",
+        "averages of each database",
         _columns("database:text " + _numerics(_STATS_AVERAGES_NAMES)),
         _counted(rows.stats_averages),
     ),

@@ -43,8 +43,9 @@ class ListeningSocket:
     """One address that we listen on. `sock` is bound and keeps the queue of the kernel; asyncio gets a duplicate of it, so that
     accepting can stop and go on without anybody being refused in between."""
 
-    def __init__(self, sock: socket.socket, path: str = "") -> None:
+    def __init__(self, sock: socket.socket, path: str = "", port: int = 0) -> None:
         self.sock = sock
+        self.port = port  # listen_port, of a unix socket
         self.path = path  # of a unix socket, `@` in front of an abstract one
         self.server: Closable | None = None  # what accepts on it
 
@@ -54,9 +55,9 @@ class ListeningSocket:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it listens, as SHOW FDS prints it: IP address and port, or `unix`."""
+        """Where it listens, as SHOW FDS prints it: IP address and port, or `unix` and listen_port."""
         if not self.is_tcp:
-            return "unix", 0
+            return "unix", self.port
         name = self.sock.getsockname()
         return str(name[0]), int(name[1])
 
@@ -120,7 +121,7 @@ class Listener:
             path = ""
             if sock.family == socket.AF_UNIX:
                 path = f"@{name[1:].decode()}" if isinstance(name, bytes) else str(name)
-            self.sockets.append(ListeningSocket(sock, path))
+            self.sockets.append(ListeningSocket(sock, path, self._port))
             log.get_logger().info(f"listening on {'unix:' + path if path else _shown(name)} ({origin})")
         await self._accept()
 
@@ -195,12 +196,12 @@ class Listener:
         try:
             if directory.startswith("@"):
                 sock.bind("\0" + path[1:])
-                self.sockets.append(ListeningSocket(sock, path))
+                self.sockets.append(ListeningSocket(sock, path, self._port))
             else:
                 if _is_in_the_way(Path(path), settings.listen_port):
                     await _remove_stale(Path(path))
                 sock.bind(path)
-                self.sockets.append(ListeningSocket(sock, path))
+                self.sockets.append(ListeningSocket(sock, path, self._port))
                 if settings.unix_socket_group:
                     os.chown(path, -1, _group_id(settings.unix_socket_group))
                 Path(path).chmod(settings.unix_socket_mode)  # noqa: ASYNC240 - one call at start

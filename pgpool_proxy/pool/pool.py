@@ -291,10 +291,7 @@ class Pool:
 
     def _serve(self, server: PoolServer, client: PoolClient, now: float) -> None:
         self.move_client(client, CL_ACTIVE)
-        waited = i64((now - client.wait_start) * 1_000_000)
-        self.stats.wait_time += waited
-        self.stats.waits.add(waited)
-        client.wait_start = 0.0
+        self._has_waited(client, now)
         if server.state == SV_ACTIVE:  # straight from hand to hand
             server.client = client
             client.server = server
@@ -303,6 +300,12 @@ class Pool:
             client.assigned(server, now)
         else:
             self._give(server, client, now)
+
+    def _has_waited(self, client: PoolClient, now: float) -> None:
+        waited = i64((now - client.wait_start) * 1_000_000)
+        self.stats.wait_time += waited
+        self.stats.waits.add(waited)
+        client.wait_start = 0.0
 
     # --- servers ------------------------------------------------------------------------------------------------------
     def add_server(self, server: PoolServer) -> None:
@@ -473,7 +476,7 @@ class Pool:
             client = cast(PoolClient, member)
             if client.state != CL_WAITING_LOGIN:
                 continue
-            client.wait_start = 0.0
+            self._has_waited(client, now)
             self.move_client(client, CL_ACTIVE)
             client.welcome(now)
 

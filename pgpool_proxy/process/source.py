@@ -14,7 +14,6 @@ from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.handles import PoolClient, PoolServer
 from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.pool.registry import Registry
-from pgpool_proxy.pool.stats import Period
 from pgpool_proxy.process.about import package_version
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.context import Context
@@ -94,7 +93,7 @@ class Statistics(Protocol):
 
     def totals(self) -> dict[str, tuple[int, ...]]: ...
 
-    def period(self, database: str) -> Period: ...
+    def base(self, database: str, now: float) -> tuple[tuple[int, ...], float]: ...
 
 
 class WorkerSource:
@@ -142,8 +141,8 @@ class WorkerSource:
     def totals(self) -> dict[str, tuple[int, ...]]:
         return self._worker.stats.totals()
 
-    def period(self, database: str) -> Period:
-        return self._worker.stats.period(database)
+    def base(self, database: str) -> tuple[tuple[int, ...], float]:
+        return self._worker.stats.base(database, self.now())
 
     def local_name(self, member: PoolClient | PoolServer) -> tuple[str, int]:
         if isinstance(member, ServerSession):

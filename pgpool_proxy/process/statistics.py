@@ -19,7 +19,7 @@ class Statistics:
         self.previous: dict[str, tuple[int, ...]] = {}
         self.current: dict[str, tuple[int, ...]] = {}
         self.seconds: float = 0.0
-        self._taken_at = monotonic()
+        self._taken_at = self._previous_at = monotonic()
 
     def totals(self) -> dict[str, tuple[int, ...]]:
         """Totals per database."""
@@ -42,8 +42,9 @@ class Statistics:
     def go_on_from(self, totals: Mapping[str, tuple[int, ...]]) -> None:
         """The same of a process whose place this one takes: what it has counted is in no period of ours."""
         self.add(totals)
-        for name, values in totals.items():
-            self.current[name] = stats.merge([self.current.get(name, stats.ZERO), values])
+        for ended in (self.previous, self.current):
+            for name, values in totals.items():
+                ended[name] = stats.merge([ended.get(name, stats.ZERO), values])
 
     def forget(self, database: str) -> None:
         """The database is no more."""
@@ -53,11 +54,13 @@ class Statistics:
         self.previous = self.current
         self.current = self.totals()
         self.seconds = now - self._taken_at
+        self._previous_at = self._taken_at
         self._taken_at = now
 
-    def period(self, database: str) -> stats.Period:
-        """The last whole period of a database, which SHOW STATS prints averages of."""
-        return self.previous.get(database, stats.ZERO), self.current.get(database, stats.ZERO), self.seconds
+    def base(self, database: str, now: float) -> tuple[tuple[int, ...], float]:
+        """What the averages of SHOW STATS count from, and how long ago that was: the beginning of the last whole period, as in
+        PgBouncer, so they span one to two periods and are never older than that."""
+        return self.previous.get(database, stats.ZERO), now - self._previous_at
 
     def line(self) -> str:
         """PgBouncer's log line."""

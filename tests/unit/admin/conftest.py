@@ -20,7 +20,7 @@ from pgpool_proxy.pool.cancel_keys import CancelKeys
 from pgpool_proxy.pool.ledger import LocalLedger
 from pgpool_proxy.pool.pool import SESSION, STATEMENT, TRANSACTION, Pool
 from pgpool_proxy.pool.registry import Database, Registry, User
-from pgpool_proxy.pool.stats import ZERO, Period, merge
+from pgpool_proxy.pool.stats import ZERO, merge
 from pgpool_proxy.process.control import WorkerControl
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.context import Context
@@ -174,8 +174,8 @@ class House:
             for name in {pool.database.name for pool in pools}
         }
 
-    def period(self, name: str) -> Period:
-        return ZERO, self.totals()[name], 2.0
+    def base(self, name: str, now: float) -> tuple[tuple[int, ...], float]:
+        return ZERO, 2.0
 
     # --- the registry's configurator and launcher -------------------------------------------------------------------------
     def make_database(self, name: str, registry: Registry) -> Database | None:
