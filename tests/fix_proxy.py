@@ -324,7 +324,7 @@ class Proxy:
             return cursor.fetchall() if cursor.description else []
 
     def admin(self, command: str, user: str = ADMIN_USER, **keywords: object) -> list[dict[str, Any]]:
-        """A command on the console: its rows, one dict each. The console knows the simple protocol only."""
+        """A command on the console: its rows, one dict each, by the simple protocol."""
         keywords = {"dbname": "pgbouncer", "user": user, "password": ADMIN_PASSWORD, **keywords}
         connection = psycopg.connect(
             self.dsn(**keywords),
