@@ -20,6 +20,7 @@ from pgpool_proxy.net.client_connection import ClientConnection
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.context import Context
 from pgpool_proxy.session.transport import Transport
+from pgpool_proxy.settings.listen import listen_addresses
 from pgpool_proxy.settings.model import Settings
 
 PEER_CREDENTIALS: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
@@ -96,8 +97,8 @@ class Listener:
         self._port = settings.listen_port
         self._backlog = settings.listen_backlog
         try:
-            for address in _addresses(settings.listen_addr):
-                await self._open_tcp(address, settings)
+            for address, port in listen_addresses(settings.listen_addr, settings.listen_port):
+                await self._open_tcp(address, port, settings)
             if settings.unix_socket_dir:
                 await self._open_unix(settings)
             if not self.sockets:
@@ -165,12 +166,12 @@ class Listener:
                 _untune(listening.sock)
                 tune(listening.sock, settings)
 
-    async def _open_tcp(self, address: str, settings: Settings) -> None:
+    async def _open_tcp(self, address: str, port: int, settings: Settings) -> None:
         loop = asyncio.get_running_loop()
         host = None if address == "*" else address
         try:
             found = await loop.getaddrinfo(
-                host, settings.listen_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
             )
         except OSError as error:
             raise ConfigError(f'address "{address}" is not known: {error.strerror}', key="listen_addr") from error
@@ -187,7 +188,7 @@ class Listener:
             opened += 1
             log.get_logger().info(f"listening on {_shown(where)}")
         if not opened:
-            raise ConfigError(f"cannot listen on {address}:{settings.listen_port}", key="listen_addr")
+            raise ConfigError(f"cannot listen on {address}:{port}", key="listen_addr")
 
     async def _open_unix(self, settings: Settings) -> None:
         directory = settings.unix_socket_dir
@@ -320,10 +321,6 @@ def _attach_filter(sock: socket.socket, program: bytes) -> None:
 def _shown(where: tuple[object, ...]) -> str:
     host = str(where[0])
     return f"[{host}]:{where[1]}" if ":" in host else f"{host}:{where[1]}"
-
-
-def _addresses(listen_addr: str) -> list[str]:
-    return [address.strip() for address in listen_addr.split(",") if address.strip()]
 
 
 def _tcp_socket(

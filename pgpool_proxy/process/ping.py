@@ -65,6 +65,13 @@ def where(file: str | None, host: str | None, port: int | None, environ: Mapping
         settings = load(file, {}, environ).settings
         listens, directory, default_port = settings.listen_addr, settings.unix_socket_dir, settings.listen_port
     first = listens.split(",")[0].strip()
+    if ":" in first:
+        from pgpool_proxy.settings.listen import listen_addresses
+
+        try:
+            ((first, default_port),) = listen_addresses(first, default_port)
+        except ValueError as error:
+            raise ConfigError(str(error), file="environment", key="listen_addr") from None
     return host or ANY.get(first, first) or directory, default_port if port is None else port
 
 

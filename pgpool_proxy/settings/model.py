@@ -27,6 +27,7 @@ from pydantic_settings import (
 from pgpool_proxy.auth.exchange import parse_require_auth
 from pgpool_proxy.errors import ConfigError
 from pgpool_proxy.settings.keys import Flag, Key, Seconds, Text, Value, Whole, Word
+from pgpool_proxy.settings.listen import listen_addresses
 
 PoolMode: TypeAlias = Literal["session", "transaction", "statement"]
 SessionState: TypeAlias = Literal["ignore", "warn", "reset", "pin"]
@@ -110,7 +111,7 @@ class Settings(BaseSettings):
     ignore_startup_parameters: Annotated[str, Text("startup parameters to ignore, a comma list; options = all unknown ones in options")] = ""
     job_name: Annotated[str, Text("name of the Windows service", changeable=False, effect=False)] = "pgbouncer"
     leak_detection_threshold: Annotated[float, Seconds("log who holds a server in a transaction for that long; 0 = off", own=True)] = 0.0
-    listen_addr: Annotated[str, Text("addresses or host names to listen on, a comma list, * = all; empty = unix socket only", changeable=False)] = ""
+    listen_addr: Annotated[str, Text("addresses or host names to listen on, a comma list, * = all; addr:port listens on a port of its own; empty = unix socket only", changeable=False)] = ""
     listen_backlog: Annotated[int, Whole("connections that the kernel queues for accept", changeable=False)] = 128
     listen_port: Annotated[int, Whole("port to listen on, TCP and unix socket", low=1, high=PORT, changeable=False)] = 6432
     log_connections: Annotated[bool, Flag("log logins")] = True
@@ -263,6 +264,8 @@ def parse_setting(name: str, text: str) -> Value:
     value = key.parse(text)
     if name == "auth_dbname" and value == "pgbouncer":
         raise ValueError("expected a database entry; pgbouncer is reserved for the console")
+    if name == "listen_addr" and isinstance(value, str):
+        listen_addresses(value, PORT)
     if name == "server_require_auth" and isinstance(value, str):
         try:
             parse_require_auth(value)
