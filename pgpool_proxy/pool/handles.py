@@ -89,6 +89,10 @@ class PoolServer(Member):
         """Told by the pool: the cancels have ended; clean yourself now, then come back through `Pool.checked`."""
         raise NotImplementedError
 
+    def cancels_ended(self, now: float) -> None:
+        """Told by the pool, of a linked server: no CancelRequest for it is under way any more."""
+        raise NotImplementedError
+
     def overdue(self, now: float) -> Report | None:
         """Asked by the janitor of a linked server: which of the timeouts on queries and transactions has passed."""
         raise NotImplementedError

@@ -429,7 +429,11 @@ class Pool:
     def cancel_ended(self, server: PoolServer, now: float) -> None:
         """A CancelRequest for `server` has ended; the last one sets it free."""
         server.cancels -= 1
-        if server.cancels == 0 and server.state == SV_BEING_CANCELED:
+        if server.cancels:
+            return
+        if server.state == SV_ACTIVE:
+            server.cancels_ended(now)
+        elif server.state == SV_BEING_CANCELED:
             if server.is_unclean:
                 server.clean(now)
             else:

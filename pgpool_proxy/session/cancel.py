@@ -19,7 +19,6 @@ from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.handles import PoolServer
 from pgpool_proxy.pool.states import CL_ACTIVE_CANCEL, CL_CLOSED, CL_WAITING_CANCEL, SV_ACTIVE_CANCEL, SV_CLOSED, SV_LOGIN
 from pgpool_proxy.session.context import Context
-from pgpool_proxy.session.recovery import PREPARING
 from pgpool_proxy.session.transport import Transport
 from pgpool_proxy.wire import frontend
 
@@ -61,8 +60,8 @@ class CancelSession(PoolServer):
         self.go_on(now)
 
     def go_on(self, now: float) -> None:
-        """Speak, unless the query has ended. It may not have begun: the SET before it must not be cancelled in its place, so
-        the link comes back here when that is done."""
+        """Speak, unless the query has ended. It may not have begun: a query of our own before it (a SET, mostly) must not be
+        cancelled in its place, so the link comes back here when that is done."""
         transport = self.transport
         if transport is None or self.state != SV_LOGIN:
             return
@@ -70,7 +69,7 @@ class CancelSession(PoolServer):
         if target is None or target.is_closed or target.link.lease != self.lease or target.link.is_over:
             self.disconnect(errors.CANCEL_NOT_NEEDED, now)
             return
-        if target.link.phase == PREPARING:
+        if target.link.runs_own:
             return
         pool = self.pool
         target.cancels += 1

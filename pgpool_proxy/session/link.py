@@ -83,6 +83,7 @@ RECOVERING: Final = 3
 STALLED: Final = 4
 ENDING: Final = 5
 
+OWN_QUERY: Final = QUERY | SKIP
 JOIN_LIMIT: Final = 65536  # parts of a chunk are joined into one write up to this size
 
 
@@ -112,6 +113,7 @@ class Link:
         self.rolled_back: bool = False  # a ROLLBACK was sent for a client that has left
         self.saw_ddl: bool = False  # the transaction has changed tables: plans may be stale after it
         self.saw_reset: bool = False  # RESET was run: what it reports is answered with the client's own values
+        self.held_back: bytes = b""  # a query of our own that waits until no cancel can meet it
         self.before_reset: Parameters | None = None  # the parameters before it; None: all of them were reset (DISCARD ALL)
         self.text: bytes = b""  # of the statement under way, where the log may want it (Context.text_chars)
         self.mark: i64 = 0  # the chunk under way is passed on up to here
@@ -152,11 +154,24 @@ class Link:
         client.put_aside(self.from_client_framer.put_back())
 
     def run(self, sql: bytes) -> None:
-        """Run a query of our own, whose answer nobody sees; `done` follows its ReadyForQuery."""
+        """Run a query of our own, whose answer nobody sees; `done` follows its ReadyForQuery.
+
+        A CancelRequest that is still under way was meant for what the client has sent: the query waits for its end.
+        """
         self.ready = False
+        if self.server.cancels:
+            self.held_back = sql
+            return
         self.from_server_framer.bulk = NO_BULK
-        self.outstanding.push(QUERY | SKIP)
+        self.outstanding.push(OWN_QUERY)
         self.server.write(frontend.query(sql))
+
+    def cancels_ended(self) -> None:
+        """No CancelRequest for the server is under way any more."""
+        sql = self.held_back
+        if sql:
+            self.held_back = b""
+            self.run(sql)
 
     def done(self, now: float) -> None:
         """Our own query has been answered: parameters are set, or what a client left behind is rolled back."""
@@ -208,6 +223,7 @@ class Link:
         self.saw_ddl = False
         self.saw_reset = False
         self.before_reset = None
+        self.held_back = b""
         self.phase = FREE
         self.copy_in = False
         if self.parts:
@@ -220,6 +236,10 @@ class Link:
             self.part()
             server.disconnect(errors.REPLICATION_CLOSED, now)
             return
+        if self.held_back:  # nobody needs it any more
+            self.held_back = b""
+            self.phase = LINKED
+            self.ready = self.status == STATUS_IDLE
         idle = self.outstanding.is_empty
         if self.ready and idle and self.from_server_framer.at_boundary and not self.from_client_framer.remaining:
             self.end(now)
@@ -231,8 +251,13 @@ class Link:
 
     @property
     def is_over(self) -> bool:
-        """True when there is nothing that a CancelRequest could still cancel."""
-        return self.phase == FREE or self.outstanding.is_empty
+        """True when there is nothing that a CancelRequest could still cancel, now or behind a query of our own."""
+        return self.phase == FREE or (self.outstanding.is_empty and not self.held_back)
+
+    @property
+    def runs_own(self) -> bool:
+        """True while a query of our own runs, or waits for the end of a CancelRequest."""
+        return self.outstanding.head() == OWN_QUERY or self.held_back != b""
 
     # --- client to server -----------------------------------------------------------------------------------------------
     def from_client(self, data: bytes, now: float) -> None:
@@ -425,7 +450,7 @@ class Link:
             if self.client is not None:
                 self.phase = LINKED
                 self.client.go_on(self, now)
-        elif self.phase == RECOVERING and not self.ready and self.outstanding.is_empty:
+        elif self.phase == RECOVERING and not self.ready and self.outstanding.is_empty and not self.held_back:
             recovery.pipeline_answered(self)
 
     def spare_from_server(self) -> None:

@@ -133,6 +133,10 @@ class ServerSession(PoolServer):
         self._connecting_again = False
         self._test(self._resets.pop(0))
 
+    def cancels_ended(self, now: float) -> None:
+        """Told by the pool: what waits for that goes on."""
+        self.link.cancels_ended()
+
     def check(self, query: bytes, now: float) -> None:
         """Told by the pool: run server_check_query."""
         self._failure = errors.CHECK_FAILED

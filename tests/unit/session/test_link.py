@@ -33,6 +33,7 @@ from pgpool_proxy import errors
 from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.pool import IGNORE, PIN, RESET, SESSION, STATEMENT, TRANSACTION, WARN
 from pgpool_proxy.pool.states import SV_ACTIVE, SV_IDLE, SV_TESTED
+from pgpool_proxy.session.cancel import CancelSession
 from pgpool_proxy.session.prepared_statements import NAME_COST, STATEMENT_COST, ClientStatements, Statements
 from pgpool_proxy.session.server_session import CANCEL_GRACE_S
 from pgpool_proxy.wire import backend, frontend
@@ -716,6 +717,123 @@ def test_a_cancel_that_waits_for_the_setting_of_parameters_ends_with_what_it_wai
     assert cancel.is_closed
     assert transport.is_closed
     assert kinds(other.take()) == "TDCZ"
+
+
+def cancelling(world: World, server: Server) -> CancelSession:
+    """A CancelRequest that has been sent, and is still under way to `server`."""
+    cancel, transport = world.cancel(server.session)
+    cancel.connected(transport, world.now)
+    assert transport.take(), "it was sent"
+    return cancel
+
+
+def reset_and_cancelled(pool_mode: int) -> tuple[World, Client, CancelSession]:
+    """A client that has a server for itself has sent RESET ALL; a CancelRequest for that comes late."""
+    world = World(pool_size=1, pool_mode=pool_mode)
+    client = world.client(application_name="mine")
+    client.send(SELECT if pool_mode == SESSION else BEGIN)
+    world.settle()
+    server = world.servers[0]
+    client.take()
+    client.send(query(b"reset all"))
+    cancel = cancelling(world, server)
+    server.transport.take()
+    server.send(backend.command_complete(b"RESET") + backend.parameter_status(b"application_name", b""))
+    server.send(backend.ready_for_query(ord("I" if pool_mode == SESSION else "T")))
+    server.backend.parameters[b"application_name"] = b""
+    return world, client, cancel
+
+
+@pytest.mark.parametrize("pool_mode", [SESSION, TRANSACTION])
+@pytest.mark.parametrize("early", [True, False], ids=["the next query comes at once", "it comes later"])
+def test_a_late_cancel_does_not_meet_the_setting_of_parameters_behind_a_reset(pool_mode: int, early: bool) -> None:
+    world, client, cancel = reset_and_cancelled(pool_mode)
+    server = world.servers[0]
+    assert kinds(client.take()) == "CSZ"
+    if early:
+        client.send(SELECT)
+    assert server.transport.take() == b"", "nothing is sent while the cancel may still come"
+    cancel.connection_lost(world.now)
+    assert messages(server.transport.sent)[0] == ("Q", b"SET application_name='mine';\0")
+    world.settle()
+    if not early:
+        client.send(SELECT)
+        world.settle()
+    assert kinds(client.take()) == ANSWER
+    assert server.backend.parameters[b"application_name"] == b"mine"
+
+
+@pytest.mark.parametrize("pool_mode", [SESSION, TRANSACTION])
+def test_a_client_that_leaves_before_its_parameters_could_be_set_leaves_a_clean_server(pool_mode: int) -> None:
+    world, client, cancel = reset_and_cancelled(pool_mode)
+    server = world.servers[0]
+    client.vanish()
+    cancel.connection_lost(world.now)
+    world.settle()
+    assert not server.is_closed
+    assert world.pool().idle.count == 1
+    assert b"SET application_name='mine'" not in server.transport.sent
+    other = world.client()
+    other.send(query(b"select 1"))
+    world.settle()
+    assert kinds(other.take()) == ANSWER
+    assert server.backend.parameters[b"application_name"] == b""
+
+
+def test_a_server_that_goes_before_parameters_could_be_set_takes_its_client_along() -> None:
+    world, client, cancel = reset_and_cancelled(SESSION)
+    world.servers[0].die()
+    cancel.connection_lost(world.now)
+    assert client.is_closed
+    world.settle()
+
+
+def test_a_second_cancel_waits_for_the_setting_of_parameters_and_meets_the_query_behind_it() -> None:
+    world, client, cancel = reset_and_cancelled(SESSION)
+    client.send(SELECT)
+    server = world.servers[0]
+    server.session.cancel = None
+    second, transport = world.cancel(server.session)
+    second.connected(transport, world.now)
+    cancel.connection_lost(world.now)
+    assert transport.take() == b""
+    server.answer()
+    assert transport.take() == frontend.cancel_request(server.session.cancel_key)
+
+
+def test_a_late_cancel_does_not_meet_the_rollback_for_a_client_that_has_left() -> None:
+    world = World(pool_size=1)
+    client = world.client()
+    client.send(BEGIN)
+    world.settle()
+    client.send(SELECT)
+    server = world.servers[0]
+    cancel = cancelling(world, server)
+    client.vanish()
+    server.answer()
+    assert server.transport.take() == b"", "no ROLLBACK while the cancel may still come"
+    cancel.connection_lost(world.now)
+    assert messages(server.transport.sent) == [("Q", b"ROLLBACK\0")]
+    world.settle()
+    assert world.pool().idle.count == 1
+
+
+def test_a_cancel_that_is_not_sent_yet_does_not_meet_the_rollback_for_a_client_that_has_left() -> None:
+    world = World(pool_size=1)
+    client = world.client()
+    client.send(BEGIN)
+    world.settle()
+    client.send(SELECT)
+    server = world.servers[0]
+    cancel, transport = world.cancel(server.session)
+    client.vanish()
+    server.answer()
+    assert messages(server.transport.sent) == [("Q", b"ROLLBACK\0")]
+    cancel.connected(transport, world.now)
+    assert transport.take() == b""
+    world.settle()
+    assert cancel.is_closed
+    assert world.pool().idle.count == 1
 
 
 # --- cancelling a client that waits -----------------------------------------------------------------------------------------

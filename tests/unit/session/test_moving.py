@@ -42,7 +42,8 @@ SERVER_CARRIED = {
 }  # fmt: skip
 LINK_ANEW = {
     "server", "client", "phase", "lease", "session_state", "outstanding", "from_client_framer", "from_server_framer",
-    "mark", "parts", "query_start", "text", "cancel_time", "rolled_back", "before_reset",  # of what is under way
+    "mark", "parts", "query_start", "text", "cancel_time", "rolled_back", "before_reset",
+    "held_back",  # of what is under way
 }  # fmt: skip
 STATE_ANEW = {"asked", "hints", "unnamed", "unnamed_hints"}  # of what is under way
 
