@@ -1,15 +1,18 @@
 """What is shipped beside the package: Dockerfile, compose file, Kubernetes manifests, systemd units.
 
 Every name in them is one that the program knows, and what can be run without a container engine is run. hadolint,
-docker-compose, kubernetes-validate and systemd-analyze have their say where they are installed.
+check-jsonschema (which has the schema of compose files) and kubernetes-validate come with the extra `lint`, so they have their
+say in one of the two builds; docker-compose and systemd-analyze have it where they are installed.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -77,7 +80,9 @@ def environment_of(container: Manifest) -> dict[str, str]:
 
 
 def validator(name: str) -> str:
-    return shutil.which(name) or pytest.skip(f"{name} is not installed")
+    """Its path: beside this Python, or on PATH."""
+    places = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return shutil.which(name, path=places) or pytest.skip(f"{name} is not installed")
 
 
 # --- names ----------------------------------------------------------------------------------------------------------------
@@ -174,6 +179,15 @@ def test_every_service_says_whether_it_is_well_and_the_pooler_waits_for_the_data
             assert not source.startswith(".") or (ROOT / source).exists(), source
 
 
+def test_the_compose_file_is_what_its_schema_says(tmp_path: Path) -> None:
+    command = [validator("check-jsonschema"), "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*command, COMPOSE], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    other = tmp_path / "docker-compose.yml"
+    other.write_text(COMPOSE.read_text().replace("depends_on:", "depend_on:"))
+    assert subprocess.run([*command, other], capture_output=True, check=False, timeout=60).returncode == 1
+
+
 def test_docker_compose_takes_the_file() -> None:
     command = [validator("docker-compose"), "-f", COMPOSE, "config", "-q"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -186,6 +200,8 @@ def test_kubernetes_takes_the_manifests(path: Path) -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     for each in yaml.safe_load_all(path.read_text()):
         kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)
+        with pytest.raises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate({**each, "spek": {}}, kubernetes_validate.latest_version(), strict=True)
 
 
 @pytest.mark.parametrize("name", ["sidecar", "deployment"])
