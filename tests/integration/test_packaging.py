@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,6 +86,41 @@ def test_the_wheel_says_what_it_is_and_what_it_needs(made: tuple[Path, Path]) ->
     assert len(needs) == len(PROJECT["dependencies"])
     assert set(metadata.get_all("Provides-Extra", [])) == set(PROJECT["optional-dependencies"])
     assert f"pgpool-proxy = {PROJECT['scripts']['pgpool-proxy']}" in scripts
+
+
+def needed(*declared: str) -> set[str]:
+    """The modules that these requirements bring, with what they need in turn."""
+    waiting, names = list(declared), set[str]()
+    while waiting:
+        need = waiting.pop()
+        name = re.split(r"[^\w.-]", need)[0].lower().replace("_", "-")
+        if "extra ==" not in need and name not in names:
+            names.add(name)
+            try:
+                waiting += importlib.metadata.requires(name) or []
+            except importlib.metadata.PackageNotFoundError:  # for another platform
+                names.discard(name)
+    brought = importlib.metadata.packages_distributions().items()
+    return {module for module, by in brought if {one.lower().replace("_", "-") for one in by} & names}
+
+
+def test_what_is_imported_is_declared() -> None:
+    """An install without extras has all that is imported at the top; what functions import may come with an extra for users."""
+    always = needed(*PROJECT["dependencies"])
+    extras = needed(*(need for extra in ("demo", "ldap", "pam") for need in PROJECT["optional-dependencies"][extra]))
+    for source in sorted(path for path in SOURCES if path.endswith(".py")):
+        tree = ast.parse((ROOT / source).read_text())
+        tried = [node for node in tree.body if isinstance(node, ast.Try | ast.If)]
+        at_the_top = {*tree.body, *(inner for node in tried for inner in ast.walk(node))}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                modules = [node.module or ""]
+            else:
+                continue
+            known = {*sys.stdlib_module_names, "pgpool_proxy", *always, *(() if node in at_the_top else extras)}
+            assert {module.partition(".")[0] for module in modules} <= known, f"{source}:{node.lineno}"
 
 
 def test_what_the_wheel_has_runs_by_itself(made: tuple[Path, Path], tmp_path: Path) -> None:
