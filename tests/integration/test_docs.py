@@ -252,6 +252,23 @@ def test_what_a_page_points_to_is_there(page: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
+# --- figures ----------------------------------------------------------------------------------------------------------------
+def test_the_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
+    """Each row has the name of a row there, and figures of it."""
+
+    def cells(row: str) -> list[str]:
+        return [cell.strip() for cell in row.strip("|\n").split("|")]
+
+    head = r"^\| \| PgBouncer [\d.]+ \| pgpool_proxy \| ratio \|\n\|[-|]+\n((?:\|.*\n)+)"
+    (table,) = re.findall(head, PAGES[0].read_text(), re.MULTILINE)
+    theirs = [cells(row) for row in re.findall(r"^\|.*", (ROOT / "docs" / "benchmarks.md").read_text(), re.MULTILINE)]
+    assert len(table.splitlines()) >= 5
+    for name, *figures in map(cells, table.splitlines()):
+        (row,) = [row for row in theirs if re.match(re.escape(name) + r"(?![\w,:])(?: \*| \+|;|$)", row[0])][:1]
+        for figure in figures:
+            assert not figure or any(re.match(re.escape(figure) + r"(?![\w.,])", cell) for cell in row[1:]), (name, figure)
+
+
 # --- messages ---------------------------------------------------------------------------------------------------------------
 TROUBLES = (ROOT / "docs" / "troubleshooting.md").read_text()
 
