@@ -9,10 +9,11 @@ import os
 import socket
 import stat
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from sys import intern
-from typing import Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from pgpool_proxy import errors, log
 from pgpool_proxy.errors import ConfigError
@@ -25,15 +26,19 @@ from pgpool_proxy.settings.model import Settings
 
 PEER_CREDENTIALS: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
+#: from Python 3.13 on a server removes the file of its socket, which may be another process's by then
+KEEPS_FILES: Final[dict[str, Any]] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 HALF_OPEN_S: Final = 0.5  # for those who have begun to connect; below the second after which kernels send a SYN again
 SO_ATTACH_FILTER: Final = 26  # socket(7), not in Python's socket
-NO_SYN: Final = struct.pack(
-    "HBBI" * 4,
-    *(0x30, 0, 0, 13),  # the flags of the TCP header
-    *(0x45, 0, 1, 0x02),  # SYN among them?
-    *(0x06, 0, 0, 0),  # drop it
-    *(0x06, 0, 0, 0xFFFFFFFF),  # keep the rest
-)  # struct sock_filter[4]
+NO_SYN: Final = ctypes.create_string_buffer(
+    struct.pack(
+        "HBBI" * 4,
+        *(0x30, 0, 0, 13),  # the flags of the TCP header
+        *(0x45, 0, 1, 0x02),  # SYN among them?
+        *(0x06, 0, 0, 0),  # drop it
+        *(0x06, 0, 0, 0xFFFFFFFF),  # keep the rest
+    )
+)  # struct sock_filter[4] and a byte; it lives as long as the module, since the kernel is told its address
 
 
 class Closable(Protocol):
@@ -135,13 +140,17 @@ class Listener:
             if self._watch is not None:
                 listening.server = self._watch(listening)
                 continue
-            make = loop.create_server if listening.is_tcp else loop.create_unix_server
-            server = await make(
-                lambda: cast(asyncio.Protocol, ClientConnection(self)), sock=listening.sock.dup(), backlog=self._backlog
-            )
+            sock = listening.sock.dup()
+            if listening.is_tcp:
+                server = await loop.create_server(self._connection, sock=sock, backlog=self._backlog)
+            else:
+                server = await loop.create_unix_server(self._connection, sock=sock, backlog=self._backlog, **KEEPS_FILES)
             listening.server = server
             if not self._wants(listening):  # meanwhile
                 _stop(listening)
+
+    def _connection(self) -> asyncio.Protocol:
+        return cast(asyncio.Protocol, ClientConnection(self))
 
     def _wants(self, listening: ListeningSocket) -> bool:
         return not self.is_stopped and listening in self.sockets
@@ -252,7 +261,7 @@ class Listener:
         """
         shared = [one for one in self.sockets if one.is_tcp and self._removes_files and _is_shared(one.sock)]
         for listening in shared:
-            _attach_filter(listening.sock, NO_SYN)
+            _drop_syns(listening.sock)
 
         def close_now() -> None:
             self._closing = None
@@ -307,12 +316,11 @@ def _is_shared(sock: socket.socket) -> bool:
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
 
 
-def _attach_filter(sock: socket.socket, program: bytes) -> None:
-    """The kernel asks `program` (struct sock_filter[]) which packets to keep; where it cannot, it keeps them all."""
-    instructions = ctypes.create_string_buffer(program, len(program))
+def _drop_syns(sock: socket.socket) -> None:
+    """The kernel does not hear those who want to connect; where it cannot be told so, it does."""
     try:
         sock.setsockopt(
-            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(program) // 8, ctypes.addressof(instructions))
+            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(NO_SYN) // 8, ctypes.addressof(NO_SYN))
         )
     except OSError as error:
         log.get_logger().debug(f"no filter on {_shown(sock.getsockname())}: {error.strerror}")
