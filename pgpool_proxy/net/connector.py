@@ -149,7 +149,6 @@ class Connector:
             transport.abort()
             return
         sock = transport.get_extra_info("socket")
-        self._source.server_connected(session, sock.fileno())
         session.address, session.local_address, session.local_port = _names(transport, session.host)
         if sock.family != socket.AF_UNIX:
             _tune(sock, self._source.config)
@@ -157,6 +156,7 @@ class Connector:
             session.tls = described(transport)
             if session.login is not None:
                 session.login.channel_binding = server_binding(transport)
+        self._source.server_connected(session, sock.fileno())
         session.connected(transport, monotonic())
 
     async def _reach(self, connection: object, pool: Pool, host: str, port: int) -> asyncio.Transport:

@@ -16,7 +16,7 @@ from pgpool_proxy.errors import AuthenticationFailed, Report
 from pgpool_proxy.log_lines import ConnectionLogger
 from pgpool_proxy.pool.pool import FIRST_RETRY_S, REPLICATION_WORDS
 from pgpool_proxy.pool.states import CL_WAITING
-from pgpool_proxy.process.counters import Counters
+from pgpool_proxy.process.counters import KNOWN_REASONS, Counters
 from pgpool_proxy.process.keys import KeyDerivation
 from pgpool_proxy.process.logins import ADMIN_DATABASE, NONCE_SIZE, Logins
 from pgpool_proxy.process.watch import shown
@@ -210,6 +210,9 @@ class WorkerHost:
     def server_opened(self, session: ServerSession, now: float) -> None:
         if self._worker.membership is not None:
             self._worker.membership.server_opened(session)
+
+    def server_connected(self, session: ServerSession) -> None:
+        """Told by the worker: the login begins."""
         if session.tls:
             self._counters.handshake("server")
         if self._logs_connections:
@@ -226,13 +229,14 @@ class WorkerHost:
             return
         self._counters.ended("server", report)
         detail = f": {report.detail}" if report.detail else ""
+        reason = report.message
         if session.failed_login:
             self._server_logger(session).warning(f"server login failed: {report.severity} {report.message}{detail}")
+            if reason not in KNOWN_REASONS:  # the server's own words
+                reason, detail = errors.LOGIN_FAILED.message, ""
         if self._logs_disconnections:
             age = int(now - session.connect_time)
-            self._server_logger(session).info(
-                f"closing because: {report.message}{detail} (age={age}s)", reason=report.message, age=age
-            )
+            self._server_logger(session).info(f"closing because: {reason}{detail} (age={age}s)", reason=reason, age=age)
 
     # --- servers --------------------------------------------------------------------------------------------------------
     def server_exchange(self, session: ServerSession) -> ClientExchange:

@@ -128,6 +128,7 @@ class Worker:
 
     def server_connected(self, session: ServerSession, descriptor: int) -> None:
         """Told by the connector: a connection to a server stands."""
+        self.host.server_connected(session)
         if self.membership is not None:
             self.membership.leases.connected(session, descriptor)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from fix_clients import Database, Login, refusal, run, value
 from fix_proxy import MakeProxy
 from fix_raw import MakeRawClient, Peer, startup_message
@@ -37,6 +39,15 @@ def test_a_database_that_the_server_does_not_have_is_refused_in_its_words(
     told = refusal(make_raw_client(proxy.port), database="nowhere")
     assert told["C"] == "3D000"
     assert 'database "nowhere" does not exist' in told["M"]
+    lines = [line for line in proxy.log().splitlines() if re.search(r"S-\d+: nowhere/", line)]
+    expected = (
+        r" LOG S-\d+: \S+ new connection to server \(from \S+:\d+\)$",
+        r' WARNING S-\d+: \S+ server login failed: FATAL database "nowhere" does not exist$',
+        r" LOG S-\d+: \S+ closing because: login failed \(age=\d+s\)$",
+    )
+    assert len(lines) == len(expected), lines
+    for line, pattern in zip(lines, expected, strict=True):
+        assert re.search(pattern, line), line
 
 
 def test_without_a_database_the_name_of_the_user_is_taken(
