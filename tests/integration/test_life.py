@@ -458,3 +458,32 @@ def test_what_comes_from_outside_cannot_break_a_line_of_the_log(make_proxy: Make
     proxy.wait_log("bell")
     assert all(LINE.fullmatch(line) or line.startswith("\t") for line in proxy.log().splitlines()), proxy.log()
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", proxy.log())
+
+
+# --- what the console and the operator may still do while it ends -----------------------------------------------------------
+def test_sigusr2_does_nothing_while_shutting_down(pooled: Proxy, login: Login) -> None:
+    busy, idle = login(pooled), login(pooled)
+    run(busy, "begin")
+    pooled.signal(signal.SIGINT)
+    pooled.wait_log("got SIGINT")
+    pooled.signal(signal.SIGUSR2)
+    settle_by(busy)
+    ask(idle, "select 1")
+    assert error(idle.read_to_end())["M"] == "server shutting down"
+    run(busy, "commit")
+    assert pooled.wait_exit() == 0
+    assert not pooled.log_contains("got SIGUSR2")
+
+
+def test_a_lock_file_beside_the_socket_is_respected(make_proxy: MakeProxy) -> None:
+    """PostgreSQL's: a server listens there."""
+    proxy = make_proxy(start=False)
+    (proxy.directory / f".s.PGSQL.{proxy.port}.lock").touch()
+    assert proxy.run_to_end() == 1
+    assert proxy.log_contains(f"unix port {proxy.port} is in use")
+
+
+def test_show_version_is_the_first_line_of_version(pooled: Proxy) -> None:
+    first = command_line("-V").stdout.splitlines()[0]
+    assert [row["version"] for row in pooled.admin("SHOW VERSION")] == [first]
+    assert pooled.admin("SELECT version") == [{"version": first}]

@@ -240,3 +240,59 @@ def test_timeouts_of_a_user_are_its_own(
     told = short.read_until(b"E")[-1].fields()
     assert message in told["M"]
     assert long.is_silent(0.1)
+
+
+# --- what stands in an entry of [databases] or [users] --------------------------------------------------------------------
+def test_parameters_of_an_entry_are_sent_to_its_servers(
+    make_proxy: MakeProxy, database: Database, make_raw_client: MakeRawClient
+) -> None:
+    own = {"client_encoding": "LATIN1", "datestyle": "German", "timezone": "Asia/Tokyo", "application_name": "pool"}
+    proxy = make_proxy(databases={"app": database.entry(**own), "plain": database.entry()}, pool_mode="transaction")
+    client = make_raw_client(proxy.port)
+    client.login()
+    for name, text in own.items():
+        assert (value(client, f"show {name}") or "").startswith(text)
+    told = {name.lower(): text for name, text in client.parameters.items()}
+    assert (told["client_encoding"], told["timezone"], told["application_name"]) == ("LATIN1", "Asia/Tokyo", "pool")
+    named = make_raw_client(proxy.port)
+    named.login(application_name="mine", timezone="UTC")  # what a client says comes first
+    assert (value(named, "show application_name"), value(named, "show timezone")) == ("mine", "UTC")
+    assert value(client, "show application_name") == "pool"
+
+
+def test_entries_are_shown_and_follow_reload(make_proxy: MakeProxy, database: Database) -> None:
+    """The keys of SHOW DATABASES and SHOW USERS, as in the file; then others, or none."""
+    first = {
+        "pool_size": 3, "min_pool_size": 1, "reserve_pool_size": 2, "server_lifetime": 77, "pool_mode": "statement",
+        "max_connections": 11, "max_client_connections": 13, "force_user": "trust_user", "load_balance_hosts": None,
+    }  # fmt: skip
+    names = {
+        "max_connections": "max_db_connections", "max_client_connections": "max_db_client_connections", "force_user": "user",
+    }  # fmt: skip
+    entry = {names.get(name, name): text for name, text in first.items() if text is not None}
+    limits = {
+        "pool_size": 4, "reserve_pool_size": 5, "pool_mode": "session", "max_user_connections": 6,
+        "max_user_client_connections": 7,
+    }  # fmt: skip
+    users = {"md5_user": " ".join(f"{name}={text}" for name, text in limits.items())}
+    proxy = make_proxy(databases={"app": database.entry(**entry)}, sections={"users": users}, default_pool_size=9)
+    assert {name: proxy.show("DATABASES", name="app")[name] for name in first} == first
+    shown = {name: str(number).rjust(9) if "pool_size" in name else number for name, number in limits.items()}
+    assert {name: proxy.show("USERS", name="md5_user")[name] for name in limits} == shown
+    wait_until(lambda: len(database.pids()) == 1)  # min_pool_size of a forced user needs no client
+    assert proxy.show("POOLS", database="app")["pool_mode"] == "statement"
+
+    proxy.databases["app"] = database.entry(host=f"{database.server.host},{database.server.host}")
+    proxy.sections["users"] = {}
+    proxy.reload()
+    others = {
+        "pool_size": 9, "min_pool_size": 0, "reserve_pool_size": 0, "server_lifetime": 3600, "pool_mode": None,
+        "max_connections": 0, "max_client_connections": 0, "force_user": None, "load_balance_hosts": "round-robin",
+    }  # fmt: skip
+    assert {name: proxy.show("DATABASES", name="app")[name] for name in others} == others
+    nothing = {
+        "pool_size": "", "reserve_pool_size": "", "pool_mode": None, "max_user_connections": 0,
+        "max_user_client_connections": 0,
+    }  # fmt: skip
+    assert {name: proxy.show("USERS", name="md5_user")[name] for name in nothing} == nothing
+    assert proxy.sql("select current_user", user="md5_user", password="md5-secret") == [("md5_user",)]
