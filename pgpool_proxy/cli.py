@@ -9,7 +9,6 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import uvloop
@@ -17,7 +16,7 @@ import uvloop
 from pgpool_proxy import log
 from pgpool_proxy.errors import ConfigError
 from pgpool_proxy.process import daemon, outside, signals
-from pgpool_proxy.process.about import build, package_version
+from pgpool_proxy.process.about import UVLOOP, build, package_version
 from pgpool_proxy.process.cores import usable_cores
 from pgpool_proxy.process.worker import Worker
 from pgpool_proxy.settings.config import Config, load
@@ -44,7 +43,7 @@ environment as PGPOOL_PROXY_<KEY>. Precedence: command line, environment, file, 
 def version_text() -> str:
     return (
         f"pgpool_proxy {package_version()}\n"
-        f"build: {build()}\nPython {platform.python_version()}\nuvloop {version('uvloop')}"
+        f"build: {build()}\nPython {platform.python_version()}\nuvloop {UVLOOP}"
     )
 
 
@@ -194,7 +193,7 @@ async def _supervise(
 
 def _is_up() -> None:
     log.get_logger().info(
-        f"process up: pgpool_proxy {package_version()} ({build()}), uvloop {version('uvloop')}, "
+        f"process up: pgpool_proxy {package_version()} ({build()}), uvloop {UVLOOP}, "
         f"Python {platform.python_version()}"
     )
     gc.collect()

@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 from pathlib import Path
+from urllib.request import urlopen
 
 import psycopg
 import pytest
@@ -19,6 +20,9 @@ from fix_postgres import environment
 from fix_proxy import ADMIN_PASSWORD, ADMIN_USER, MakeProxy, Proxy, daemon_command
 from fix_raw import SSL_REQUEST, MakeRawClient, request, startup_message
 from fix_wait import LOOPBACK, accepts, free_port, hand_over, is_running, unprivileged_account, wait_until
+
+import pgpool_proxy
+from pgpool_proxy.process.about import UVLOOP, build, package_version
 
 
 @pytest.fixture
@@ -121,6 +125,37 @@ def test_quiet_says_nothing_on_stderr_but_why_it_cannot_begin(make_proxy: MakePr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root is refused")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_account_need_not_be_able_to_read_the_program(make_proxy: MakeProxy, database: Database, workers: int) -> None:
+    """Installed below root's home, for instance: what it is made of is read before it becomes somebody else."""
+    metrics = free_port()
+    settings = {"workers": workers, "metrics_listen_addr": LOOPBACK, "metrics_port": metrics}
+    proxy = make_proxy(start=False, databases={"app": database.entry()}, **settings)
+    home = proxy.directory / "home"
+    home.mkdir(0o700)
+    package = Path(pgpool_proxy.__file__).parent
+    for path in [*Path(psycopg.__file__).parents[1].iterdir(), *package.parent.glob("*__mypyc*.so"), package]:
+        if path.suffix != ".pth" and not (home / path.name).is_symlink():
+            (home / path.name).symlink_to(path)
+    words = [word for word in proxy.command() if word != "-P"]
+    proxy.command = lambda: [words[0], "-S", "-P", *words[1:]]  # type: ignore[method-assign]
+    proxy.environ["PYTHONPATH"] = str(home)
+    proxy.start()
+    version = f"pgpool_proxy {package_version()}"
+    assert f"process up: {version} ({build()}), uvloop {UVLOOP}," in proxy.log()
+    assert proxy.admin("SHOW VERSION") == [{"version": version}]
+    assert proxy.sql("select 1") == [(1,)]
+    with pytest.raises(psycopg.OperationalError):
+        proxy.connect(dbname="nowhere")
+    proxy.admin("RELOAD")
+    for path in ("", "metrics", "status.json"):
+        with urlopen(f"http://{LOOPBACK}:{metrics}/{path}", timeout=10) as answered:
+            assert answered.status == 200
+    proxy.signal(signal.SIGINT)
+    assert proxy.wait_exit() == 0
+
+
 def test_root_is_refused_without_a_user_to_become(make_proxy: MakeProxy) -> None:
     proxy = make_proxy(start=False)
     proxy.command = lambda: [*daemon_command(), str(proxy.ini)]  # type: ignore[method-assign]
