@@ -120,15 +120,21 @@ class Backend:
         self.rows = 0
         self.seen: list[str] = []
         self._reader = MessageReader(1 << 30)
+        self._unsent = b""
 
     def answer(self, data: bytes) -> bytes:
+        """What it sends: at the end of a request, at Flush, at an error, and when it wants copy data."""
         self._reader.feed(data)
-        out = b""
+        sent = b""
         while self._reader.next():
             kind, body = chr(int(self._reader.kind)), self._reader.body
             self.seen.append(kind)
-            out += self._message(kind, body)
-        return out
+            out = self._message(kind, body)
+            self._unsent += out
+            if kind in "SHQF" or out[:1] == b"E" or kinds(out)[-1:] in ("E", "G", "Z"):
+                sent += self._unsent
+                self._unsent = b""
+        return sent
 
     def _message(self, kind: str, body: bytes) -> bytes:
         if kind in "dcf":

@@ -151,7 +151,11 @@ class Link:
     def stall(self, client: ClientSession) -> None:
         """What the client's framer stands at waits until everything before it has been answered."""
         self.phase = STALLED
-        client.put_aside(self.from_client_framer.put_back())
+        framer = self.from_client_framer
+        client.put_aside(framer.put_back())
+        if not self.outstanding.ends_with_ready:
+            requests.leave_out(self, framer.start, framer.start)
+            self.parts.append(frontend.FLUSH_MESSAGE)  # else there would be no end of the answers
 
     def run(self, sql: bytes) -> None:
         """Run a query of our own, whose answer nobody sees; `done` follows its ReadyForQuery.
@@ -346,10 +350,6 @@ class Link:
             self.from_client_framer.put_back()
             return False
         self.stall(client)
-        if not outstanding.ends_with_ready:
-            framer = self.from_client_framer
-            requests.leave_out(self, framer.start, framer.start)
-            self.parts.append(frontend.FLUSH_MESSAGE)  # else there would be no end of its answers
         return True
 
     def spare_from_client(self) -> None:

@@ -84,6 +84,12 @@ CONVERSATIONS: dict[str, bytes | list[bytes]] = {
     "a name that was never prepared": bind(b"nothing") + execute() + SYNC + SELECT,
     "a named portal": [BEGIN, parse(b"", b"select 1") + bind(b"", b"p") + SYNC, execute(b"p") + close(b"s") + SYNC, COMMIT],
     "several Syncs in one pipeline": (parse(b"", b"select 1") + bind(b"") + execute() + SYNC) * 4,
+    "a name behind an answer that nobody asks for yet": [
+        BEGIN,
+        parse(b"s", b"select 1") + bind(b"s", b"p") + SYNC,
+        parse(b"t", b"select 2") + SYNC + execute(b"p") + bind(b"t") + execute() + SYNC,
+        COMMIT,
+    ],
     "an error in mid-pipeline": parse(b"", b"error") + bind(b"") + execute() + bind(b"") + execute() + SYNC + SELECT,
     "an error and then another pipeline": (
         parse(b"a", b"error") + bind(b"a") + execute() + parse(b"b", b"select 2") + SYNC + parse(b"b", b"select 3") + SYNC
