@@ -194,6 +194,7 @@ class Connector:
         report = errors.DNS_FAILED if lookup else errors.CONNECT_FAILED
         if isinstance(error, TlsRefused):
             report = errors.TLS_REFUSED
+        session.is_away = isinstance(error, (ConnectionError, FileNotFoundError))
         session.disconnect(report.with_detail(f"{session.host}:{session.port}: {error}"), monotonic())
 
     def crashed(self, session: ServerSession, error: BaseException, now: float) -> None:

@@ -65,6 +65,19 @@ SESSION_STATES: Final = ("ignore", "warn", "reset", "pin")
 MAX_OPENING: Final = 8  # logins of one pool under way at once: a server forks and authenticates for each
 CHECK_GRACE_S: Final = 0.5  # a check query that takes longer is not counted on: another server is opened
 FIRST_RETRY_S: Final = 0.1  # pause after the first failed login; it doubles up to server_login_retry
+RETURN_PAUSES: Final = 3  # doublings while a server is away, so that its return is noticed within a second,
+RETURNS_SOON: Final = 150  # for so many attempts: some two minutes
+
+
+def retry_pause(failures: i64, is_away: bool, longest: float) -> float:
+    """Seconds until the next attempt after so many that failed; at most `longest`.
+
+    `is_away`: nobody listens or it is starting up, as when it is restarted. An attempt costs nobody anything then.
+    """
+    doublings = failures
+    if is_away and doublings > RETURN_PAUSES:
+        doublings = max(RETURN_PAUSES, failures - RETURNS_SOON)
+    return min(longest, FIRST_RETRY_S * float(1 << int(min(doublings, 20))))
 
 
 class Launcher(Protocol):
@@ -125,7 +138,7 @@ class Pool:
         self.server_parameters: dict[bytes, bytes] | None = None  # what a server reports at login; None: not known yet
         self.generation: i64 = 0  # grows when servers have to be opened anew (RECONNECT): server_parameters are then stale
         self.last_failure: Report | None = None  # the last failed server login, until one succeeds
-        self.failures: i64 = 0  # failed server logins in a row
+        self.failures: i64 = 0  # failed server logins in a row; what fails during a pause is the same failure
         self.retry_at: float = 0.0  # no server is opened before
         self.last_lifetime_close: float = 0.0
         self.last_used: float = 0.0
@@ -328,9 +341,10 @@ class Pool:
 
     def open_failed(self, server: PoolServer, report: Report, retry_in: float, now: float) -> None:
         """A connect or a login failed: nothing is opened for `retry_in` seconds. The server itself leaves by `server_gone`."""
-        self.failures += 1
         self.last_failure = report
-        self.retry_at = now + retry_in
+        if now >= self.retry_at:  # else it was begun together with the one that has failed already
+            self.failures += 1
+            self.retry_at = now + retry_in
 
     def failure(self, now: float) -> Report | None:
         """What to tell at once to who comes now, when no server can be had: none is usable, and none will be tried yet."""
@@ -500,6 +514,8 @@ class Pool:
                 missing = MAX_OPENING
             if missing > wanted:
                 wanted = missing
+        if self.failures and wanted > 1:
+            wanted = 1  # whether it can be had again one attempt tells
         return wanted - self.opening.count
 
     def _being_checked(self, now: float) -> i64:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mypy_extensions import i64
 
@@ -14,7 +14,7 @@ from pgpool_proxy.admin.console import Console
 from pgpool_proxy.auth.exchange import ClientExchange, Derive, ScramKeys, Secret, parse_require_auth
 from pgpool_proxy.errors import AuthenticationFailed, Report
 from pgpool_proxy.log_lines import ConnectionLogger
-from pgpool_proxy.pool.pool import FIRST_RETRY_S, REPLICATION_WORDS
+from pgpool_proxy.pool.pool import REPLICATION_WORDS, retry_pause
 from pgpool_proxy.pool.states import CL_WAITING
 from pgpool_proxy.process.counters import KNOWN_REASONS, Counters
 from pgpool_proxy.process.keys import KeyDerivation
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from pgpool_proxy.process.worker import Worker
 
 __all__ = ["ADMIN_DATABASE", "WorkerHost"]
+
+CANNOT_CONNECT_NOW: Final = "57P03"  # the server starts or goes
 
 
 class WorkerHost:
@@ -265,5 +267,6 @@ class WorkerHost:
         pool = session.pool
         if not pool.limits.server_login_retry_backoff:
             return pool.limits.server_login_retry
-        pause = FIRST_RETRY_S * 2 ** min(int(pool.failures), 20)
-        return float(min(pool.limits.server_login_retry, pause) * random.uniform(0.75, 1.0))
+        is_away = session.is_away or report.sqlstate == CANNOT_CONNECT_NOW or report.message == errors.SERVER_TERMINATED.message
+        pause = retry_pause(pool.failures, is_away, pool.limits.server_login_retry)
+        return float(pause * random.uniform(0.75, 1.0))

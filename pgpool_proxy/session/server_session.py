@@ -70,6 +70,7 @@ class ServerSession(PoolServer):
         self.write_full: bool = False
         self.blocked: bool = False
         self.failed_login: bool = False
+        self.is_away: bool = False  # nobody listens at its address
         self._failure: Report = errors.RESET_FAILED  # what it means when the query of state tested fails
         self._resets: list[bytes] = []  # queries that are to follow it
         self.connect_query: bytes = b""  # what was run when it was new, and is run again when all that is undone

@@ -7,7 +7,7 @@ from fix_sessions import SYNC, Client, Server, World, close, error_code, kinds, 
 
 from pgpool_proxy import errors
 from pgpool_proxy.errors import IllegalTransition
-from pgpool_proxy.pool.pool import MAX_OPENING, SESSION, TRANSACTION
+from pgpool_proxy.pool.pool import MAX_OPENING, SESSION, TRANSACTION, retry_pause
 from pgpool_proxy.pool.states import SV_ACTIVE, SV_BEING_CANCELED, SV_IDLE, SV_TESTED, SV_USED
 from pgpool_proxy.wire import frontend
 
@@ -316,6 +316,41 @@ def test_while_no_server_can_be_had_new_clients_are_refused_and_queries_of_the_o
     world.pass_time(1.1)
     world.settle()
     assert kinds(client.take()) == kinds(other.take()) == ANSWER
+
+
+def test_attempts_that_fail_together_are_one_failure_and_one_attempt_follows() -> None:
+    world = World(pool_size=10)
+    clients = [world.client() for _ in range(10)]
+    world.servers[0].die()
+    for client in clients:
+        client.send(QUERY)
+    assert len(world.opening) == MAX_OPENING
+    for server in world.opening:
+        server.fail()
+    pool = world.pool()
+    assert (pool.failures, pool.retry_at) == (1, world.now + 1.0)
+    for failures in (2, 3):
+        world.pass_time(1.1)
+        (server,) = world.opening
+        server.fail()
+        assert pool.failures == failures
+    world.pass_time(1.1)
+    (server,) = world.opening
+    server.open()
+    assert len(world.opening) == MAX_OPENING, "a success opens the gate"
+    world.settle()
+    assert {kinds(client.take()) for client in clients} == {ANSWER}
+
+
+def test_pauses_grow_and_stay_short_while_the_server_may_return_any_moment() -> None:
+    assert [retry_pause(failures, False, 15.0) for failures in range(10)] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 15, 15]
+    away = [retry_pause(failures, True, 15.0) for failures in range(200)]
+    assert away[:6] == [0.1, 0.2, 0.4, 0.8, 0.8, 0.8]
+    assert sum(pause * 0.75 for pause in away if pause < 1) > 90, "a restart takes no longer"
+    assert away == sorted(away)
+    assert away[-1] == 15
+    assert retry_pause(1_000_000, True, 15.0) == retry_pause(1_000_000, False, 15.0) == 15
+    assert retry_pause(5, True, 0.5) == 0.5
 
 
 def test_without_backoff_queries_are_refused_as_well_until_the_next_attempt_is_due() -> None:

@@ -34,7 +34,7 @@ CLIENT_CARRIED = {
 SERVER_ANEW = {
     "after", "before", "home", "context", "transport", "link", "login", "pool", "state", "tls", "client", "generation",
     "blocked", "write_full", "cancel", "cancels", "cancelled_at", "is_unclean",  # nothing is on its way
-    "failed_login", "last_words", "tested_since", "_failure", "_resets", "_connecting_again",  # of logins and tests
+    "failed_login", "is_away", "last_words", "tested_since", "_failure", "_resets", "_connecting_again",  # of logins and tests
 }  # fmt: skip
 SERVER_CARRIED = {
     "address", "host", "port", "local_address", "local_port", "number", "connect_time", "request_time", "cancel_key",
