@@ -6,7 +6,7 @@ everybody else the table shows which sockets there are, and nothing secret.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from pgpool_proxy.admin.connections import Place, clients_in_order, servers_in_order
@@ -30,8 +30,7 @@ _SHOWN: Final = (b"client_encoding", b"standard_conforming_strings", b"DateStyle
 def fds(source: Source) -> Iterator[tuple[Place, Row]]:
     """Listening sockets, then clients and servers in the order of SHOW CLIENTS and SHOW SERVERS; not those with TLS."""
     worker = source.worker
-    for at, (descriptor, address, port) in enumerate(source.listening()):
-        yield (0, at), (*socket_row(descriptor, address, port)[:AT_WORKER], worker)
+    yield from listening_rows(source.listening(), worker)
     servers = servers_in_order(source)  # before the clients' rows, which take time
     for place, client in clients_in_order(source):
         if isinstance(client, ClientSession) and not client.tls and client.console is None:
@@ -43,6 +42,12 @@ def fds(source: Source) -> Iterator[tuple[Place, Row]]:
             linked = server.client
             row = server_row(server, source.descriptor(server), source.descriptor(linked) if linked is not None else 0)
             yield (2, *place), (*row[:AT_WORKER], worker)
+
+
+def listening_rows(sockets: Iterable[tuple[int, str, int]], worker: int | None) -> Iterator[tuple[Place, Row]]:
+    """Descriptor, address and port of each socket that this process listens on; `worker` None: it serves nobody itself."""
+    for at, (descriptor, address, port) in enumerate(sockets):
+        yield (0, at), (*socket_row(descriptor, address, port)[:AT_WORKER], worker)
 
 
 # --- rows; those that go to a process that takes over name no worker ------------------------------------------------------

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pgpool_proxy import errors, log
 from pgpool_proxy.admin import control as admin
+from pgpool_proxy.admin import fds
 from pgpool_proxy.admin import workers as table_of_workers
 from pgpool_proxy.admin.answers import Answer, Missing, from_json, merge_answers, to_json, to_undo
+from pgpool_proxy.admin.show import FDS
 from pgpool_proxy.errors import ConfigError, Report
 from pgpool_proxy.process.channel import Message
 from pgpool_proxy.process.packing import packed
@@ -294,6 +296,9 @@ class Orders:
             parts = [(slot, records) for (slot, _), records in sorted(question.records.items())]
             if question.table == WORKERS:
                 parts.insert(0, (0, list(table_of_workers.records(self._supervisor.figures()))))
+            elif question.table == FDS:  # all who come, come here
+                sockets = [(one.sock.fileno(), *one.address) for one in self._supervisor.listener.sockets]
+                parts.insert(0, (0, list(fds.listening_rows(sockets, None))))
             question.told(parts)
 
     # --- what workers say ---------------------------------------------------------------------------------------------

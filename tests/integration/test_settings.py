@@ -30,7 +30,7 @@ def proxy(keep_proxy: MakeProxy) -> Proxy:
 # --- where it listens ---------------------------------------------------------------------------------------------------
 def test_it_listens_on_several_addresses_and_ports(make_proxy: MakeProxy, make_raw_client: MakeRawClient) -> None:
     other = free_port()
-    proxy = make_proxy(listen_addr=f"{LOOPBACK}, 127.0.0.2, {LOOPBACK}:{other}, 127.0.0.3:{other}", workers=1)
+    proxy = make_proxy(listen_addr=f"{LOOPBACK}, 127.0.0.2, {LOOPBACK}:{other}, 127.0.0.3:{other}")
     places = [(LOOPBACK, proxy.port), ("127.0.0.2", proxy.port), (LOOPBACK, other), ("127.0.0.3", other)]
     for host, port in places:
         assert proxy.sql("select 1", host=host, port=port) == [(1,)]

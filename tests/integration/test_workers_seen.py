@@ -82,6 +82,18 @@ def test_metrics_are_of_all_workers(make: Callable[..., Seen], login: Login) -> 
     assert sum(queries) == 6
 
 
+def test_show_fds_has_the_sockets_that_all_workers_clients_come_by(make: Callable[..., Seen], login: Login) -> None:
+    proxy, _ = make()
+    clients = [login(proxy) for _ in range(2)]
+    found = proxy.admin("SHOW FDS")
+    assert {(row["addr"], row["port"], row["worker"]) for row in found if row["task"] == "pooler"} == {
+        (HOST, proxy.port, None), ("unix", proxy.port, None),
+    }  # fmt: skip
+    ports = {client.socket.getsockname()[1] for client in clients}
+    assert {row["port"] for row in found if row["task"] == "client"} == ports
+    assert {row["worker"] for row in found if row["task"] == "client"} == {1, 2}
+
+
 def test_what_a_dead_worker_has_counted_is_not_lost(make: Callable[..., Seen], login: Login) -> None:
     proxy, _ = make()
     for _ in range(4):
