@@ -200,6 +200,9 @@ class WorkerHost:
         text = f"error in connect_query: {report.severity} {report.message}"
         self._server_logger(session).warning(text, sqlstate=report.sqlstate)
 
+    def notification_unheard(self, session: ServerSession) -> None:
+        self._server_logger(session).warning("got packet 'A' from server when not linked")
+
     def state_seen(self, session: ClientSession, kinds: str) -> None:
         self.logger(session).warning(f"leaves session state on its server: {kinds} (session_state = warn)", kinds=kinds)
 

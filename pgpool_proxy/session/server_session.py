@@ -70,6 +70,7 @@ class ServerSession(PoolServer):
         self.write_full: bool = False
         self.blocked: bool = False
         self.failed_login: bool = False
+        self.unheard: bool = False  # a NotificationResponse came when nobody was there to hear it
         self.is_away: bool = False  # nobody listens at its address
         self._failure: Report = errors.RESET_FAILED  # what it means when the query of state tested fails
         self._resets: list[bytes] = []  # queries that are to follow it
@@ -169,7 +170,9 @@ class ServerSession(PoolServer):
             if kind == PARAMETER_STATUS:
                 self.parameter_status(body)
             elif kind == NOTIFICATION_RESPONSE:
-                continue  # LISTEN by a client that has gone: nobody is there to hear it
+                if not self.unheard:  # LISTEN by a client that has gone, or that shares its servers
+                    self.unheard = True
+                    self.context.host.notification_unheard(self)
             elif kind == ERROR_RESPONSE:
                 report = backend.error_report(body)
                 if report.severity in ("FATAL", "PANIC"):

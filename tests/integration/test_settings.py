@@ -242,6 +242,23 @@ def test_timeouts_of_a_user_are_its_own(
     assert long.is_silent(0.1)
 
 
+def test_a_notification_that_nobody_can_hear_is_dropped_with_a_warning(
+    make_proxy: MakeProxy, database: Database, login: Login
+) -> None:
+    """LISTEN in transaction mode: the sign that an application needs session mode. Once a server, however many come."""
+    proxy = make_proxy(databases={"app": database.entry()}, pool_mode="transaction")
+    client = login(proxy)
+    run(client, "listen news")
+    for text in ("first", "second"):
+        database.sql("select pg_notify('news', %s)", [text])
+    line = proxy.wait_log("got packet 'A' from server when not linked")
+    assert re.search(r" WARNING S-\d+: app/trust_user@\S+ got packet 'A' from server when not linked$", line)
+    database.sql("notify news, 'third'")
+    assert value(client, "select 1") == "1"
+    assert proxy.log_contains("when not linked", times=1)
+    assert len(database.pids()) == 1
+
+
 # --- what stands in an entry of [databases] or [users] --------------------------------------------------------------------
 def test_parameters_of_an_entry_are_sent_to_its_servers(
     make_proxy: MakeProxy, database: Database, make_raw_client: MakeRawClient

@@ -35,6 +35,7 @@ SERVER_ANEW = {
     "after", "before", "home", "context", "transport", "link", "login", "pool", "state", "tls", "client", "generation",
     "blocked", "write_full", "cancel", "cancels", "cancelled_at", "is_unclean",  # nothing is on its way
     "failed_login", "is_away", "last_words", "tested_since", "_failure", "_resets", "_connecting_again",  # of logins and tests
+    "unheard",  # is told in the log again
 }  # fmt: skip
 SERVER_CARRIED = {
     "address", "host", "port", "local_address", "local_port", "number", "connect_time", "request_time", "cancel_key",
