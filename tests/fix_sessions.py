@@ -210,6 +210,7 @@ class Backend:
             name, _, value = text[4:].partition(b"=")
             return backend.command_complete(b"SET") + self._set(name, value.strip(b"'"))
         elif word == b"deallocate" and rest != b"all":
+            rest = rest.partition(b" --")[0]
             if self.statements.pop(rest, None) is None:
                 return self._error("26000")
         elif word == b"prepare":

@@ -300,8 +300,8 @@ class Link:
                             outstanding.push_noted(QUERY, Pending(UNNAMED_PARSED, unnamed=client.unnamed))
                         else:
                             outstanding.push(QUERY)
+                        server.unnamed = None
                     client.unnamed = None
-                    server.unnamed = None
             elif kind == SYNC:
                 if not self.copy_in:
                     outstanding.push(SYNC)

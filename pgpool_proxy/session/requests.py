@@ -59,6 +59,11 @@ DEALLOCATE: Final = re.compile(
 ).fullmatch
 DEALLOCATED_MESSAGE: Final = backend.command_complete(b"DEALLOCATE")
 
+GONE_NAME: Final = b"pgpool_gone"
+GONE_MESSAGES: Final = frontend.close_statement(GONE_NAME) + frontend.parse(GONE_NAME, b"\0\0\0")  # an empty text
+DEALLOCATE_GONE: Final = b"DEALLOCATE pgpool_gone --"  # the client's name follows
+TEXT_AT: Final = HEADER_SIZE + 1  # of the text in an unnamed Parse
+
 NO_ROOM_NAME: Final = b"PGPOOL_NO_ROOM"
 NO_ROOM_TEXT: Final = b"too many prepared statements (max_prepared_memory)\0\0\0"  # no SQL: the server refuses it
 VERDICT_NAME: Final = b"PGPOOL_VERDICT"
@@ -102,17 +107,24 @@ def note(link: Link, client: ClientSession) -> bool:
 def query(link: Link, client: ClientSession) -> bool:
     """A simple Query that begins with a D: `DEALLOCATE name` of a statement that was prepared by protocol is answered here.
 
-    Drivers send it (PDO, DBD::Pg, ruby-pg), and no server knows the client's names. False: it is not whole yet.
+    Drivers send it (PDO, DBD::Pg, ruby-pg), and no server knows the client's names. False: it is not whole yet, or waits.
     """
     framer = link.from_client_framer
     if not link.rewrites or framer.stop - framer.start > MAX_DEALLOCATE or not framer.may_be(HEADER_SIZE + 1, LETTER_E):
         return True
     if not framer.hold():
         return False
-    if not link.outstanding.is_empty or link.status == STATUS_FAILED or client.statements is None:
+    known = client.statements
+    if known is None or link.outstanding.skipping or link.copy_in:
         return True
     name = deallocated(framer.data[framer.start + HEADER_SIZE : framer.stop - 1])
-    if name and client.statements.remove(name) is not None:
+    if not name or known.get(name) is None:
+        return True
+    if not link.outstanding.is_empty:
+        link.stall(client)
+        return False
+    if link.status != STATUS_FAILED:
+        known.remove(name)
         leave_out(link, framer.start, framer.stop)
         client.write(DEALLOCATED_MESSAGE + backend.ready_for_query(int(link.status)))
     return True
@@ -208,6 +220,8 @@ def _parse_unnamed(link: Link, client: ClientSession) -> bool:
         return False
     link.server.pool.stats.server_parse_count += 1
     old = client.unnamed
+    if size <= MAX_DEALLOCATE and framer.may_be(HEADER_SIZE + 1, LETTER_D) and _parse_deallocate(link, client):
+        return True
     if size <= MAX_UNNAMED:
         client.unnamed = framer.data[framer.start : framer.stop]
     else:
@@ -218,6 +232,41 @@ def _parse_unnamed(link: Link, client: ClientSession) -> bool:
     else:
         link.outstanding.push_noted(PARSE | UNNAMED, Pending(UNNAMED_PARSED, unnamed=old))
     return True
+
+
+def _parse_deallocate(link: Link, client: ClientSession) -> bool:
+    """Is it `DEALLOCATE name` of a statement that the client has prepared by protocol? No server knows that name: it gets a
+    statement of the kind that it has, so that everything about it is its own answer. The client's name goes with the Bind."""
+    framer = link.from_client_framer
+    known = client.statements
+    if known is None or framer.data[framer.start + HEADER_SIZE + 2] & 0xDF != LETTER_E:
+        return False
+    text, _, types = framer.data[framer.start + HEADER_SIZE + 1 : framer.stop].partition(b"\0")
+    name = deallocated(text)
+    if not name or b"\n" in name or b"\r" in name or known.get(name) is None:
+        return False
+    old = client.unnamed
+    own = frontend.parse(b"", DEALLOCATE_GONE + name + b"\0" + types)
+    leave_out(link, framer.start, framer.stop)
+    _put_gone(link)
+    link.parts.append(own)
+    client.unnamed = link.server.unnamed = own
+    link.outstanding.push_noted(PARSE | UNNAMED, Pending(UNNAMED_PARSED, unnamed=old))
+    return True
+
+
+def _put_gone(link: Link) -> None:
+    """Make sure that the server has the statement that a client's DEALLOCATE is to be about."""
+    link.parts.append(GONE_MESSAGES)
+    link.outstanding.push(CLOSE | SKIP)
+    link.outstanding.push(PARSE | SKIP)
+
+
+def _deallocates(own: bytes | None) -> bytes:
+    """The client's name that its unnamed statement, as `_parse_deallocate` has made it, deallocates; empty for any other."""
+    if own is None or len(own) <= TEXT_AT or own[TEXT_AT] != LETTER_D or not own.startswith(DEALLOCATE_GONE, TEXT_AT):
+        return b""
+    return own[TEXT_AT + len(DEALLOCATE_GONE) : own.index(b"\0", TEXT_AT)]
 
 
 # --- Bind, Describe, Close ----------------------------------------------------------------------------------------------
@@ -236,7 +285,11 @@ def _bind(link: Link, client: ClientSession) -> bool:
         if link.watch:
             session_state.bound_unnamed(link, client)
         _ensure_unnamed(link, client)
-        link.outstanding.push(BIND)
+        own = client.unnamed
+        if own is None or len(own) <= TEXT_AT or own[TEXT_AT] != LETTER_D:
+            link.outstanding.push(BIND)
+        else:
+            _bind_deallocate(link, client, own)
         return True
     known = client.statements
     name = framer.data[portal_end + 1 : name_end]
@@ -256,6 +309,19 @@ def _bind(link: Link, client: ClientSession) -> bool:
         link.parts.append(statement.bind_head(rest))
     link.outstanding.push_named(BIND | statement.number << NUMBER_SHIFT, name)
     return True
+
+
+def _bind_deallocate(link: Link, client: ClientSession, own: bytes) -> None:
+    """A Bind of an unnamed statement that begins with a D."""
+    name = _deallocates(own)
+    known = client.statements
+    statement = known.get(name) if known is not None and name else None
+    if statement is None or known is None:
+        link.outstanding.push(BIND)
+        return
+    link.outstanding.push_noted(BIND, Pending(CLOSE_FAKED, name, statement))
+    statement.holders += 1
+    known.remove(name)
 
 
 def _describe_or_close(link: Link, client: ClientSession) -> bool:
@@ -368,6 +434,8 @@ def _ensure_unnamed(link: Link, client: ClientSession) -> None:
         return
     _flush_before(link)
     if own is not None and len(own) > UNNAMED_HEAD:
+        if _deallocates(own):
+            _put_gone(link)
         link.parts.append(own)
         link.outstanding.push_noted(PARSE | SKIP | UNNAMED, Pending(UNNAMED_INJECTED))
         server.unnamed = own

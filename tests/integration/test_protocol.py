@@ -164,6 +164,25 @@ CONVERSATIONS: dict[str, tuple[bytes, int]] = {
     "a parameter that is not reported": (query("set work_mem = '1MB'"), 1),
     "listen and notify oneself": (query("listen c; notify c, 'me'") + query("unlisten c"), 2),
     "null and empty values": (query("select null, ''"), 1),
+    "a statement is deallocated by its name": (
+        parse("select 1", "s") + sync() + query("deallocate s") + bind("s") + sync() + parse("select 2", "s") + sync(), 4,
+    ),
+    "a statement is deallocated by the extended protocol": (
+        parse("select 1", "s") + sync()
+        + parse("DEALLOCATE PREPARE s") + describe("S") + bind() + describe() + execute() + sync()
+        + bind("s") + sync() + parse("select 2", "s") + bind("s") + execute() + sync(),
+        4,
+    ),
+    "a statement is not deallocated in a failed transaction": (
+        parse("select 1", "s") + sync() + query("begin; select 1/0") + parse("deallocate s") + bind() + execute() + sync()
+        + query("deallocate s") + query("rollback") + bind("s") + execute() + sync(),
+        6,
+    ),
+    "names and portals behind a sync that is not answered yet": (
+        query("begin") + parse("select x from t order by x", "s") + bind("s", "p") + sync()
+        + parse("select 2", "u") + sync() + execute("p", 2) + bind("u") + execute() + sync() + query("commit"),
+        5,
+    ),
     "deallocate and discard": (parse("select 1", "s") + sync() + query("deallocate all") + parse("select 2", "s") + sync(), 3),
 }
 

@@ -126,6 +126,51 @@ CONVERSATIONS: dict[str, bytes | list[bytes]] = {
         bind(b"s") + SYNC,
         parse(b"s", b"select 2") + SYNC,
     ],
+    "DEALLOCATE of a name": [
+        parse(b"s", b"select 1") + SYNC,
+        query(b"deallocate s"),
+        bind(b"s") + SYNC,
+        parse(b"s", b"select 2") + bind(b"s") + execute() + SYNC,
+    ],
+    "DEALLOCATE of a name that is sent ahead": parse(b"s", b"select 1")
+    + SYNC
+    + query(b"deallocate s")
+    + parse(b"s", b"select 2")
+    + bind(b"s")
+    + execute()
+    + SYNC,
+    "DEALLOCATE of a name behind an open pipeline": parse(b"s", b"select 1") + query(b"deallocate s") + bind(b"s") + SYNC,
+    "DEALLOCATE ends the unnamed statement": [
+        parse(b"s", b"select 1") + parse(b"", b"select 2") + SYNC,
+        query(b"deallocate s"),
+        bind(b"") + SYNC,
+    ],
+    "DEALLOCATE of a name in a pipeline": [
+        parse(b"s", b"select 1") + SYNC,
+        parse(b"", b"deallocate s") + describe(b"") + bind(b"") + describe(b"", b"P") + execute() + SYNC,
+        bind(b"s") + SYNC,
+        parse(b"s", b"select 2") + bind(b"s") + execute() + SYNC,
+        parse(b"", b"deallocate s") + bind(b"") + execute() + parse(b"s", b"select 3") + bind(b"s") + execute() + SYNC,
+        parse(b"", b"deallocate s") + bind(b"") + execute() + SYNC + parse(b"", b"deallocate s") + bind(b"") + execute() + SYNC,
+        SELECT,
+    ],
+    "DEALLOCATE of a name, bound in a later round": [
+        parse(b"s", b"select 1") + SYNC,
+        parse(b"", b"deallocate s") + SYNC,
+        bind(b"") + execute() + SYNC,
+        bind(b"s") + SYNC,
+    ],
+    "DEALLOCATE of a name that is discarded": [
+        parse(b"s", b"select 1") + SYNC,
+        bind(b"x") + parse(b"", b"deallocate s") + bind(b"") + execute() + SYNC,
+        parse(b"", b"deallocate s") + bind(b"x") + execute() + SYNC,
+        bind(b"s") + execute() + SYNC,
+        BEGIN + query(b"error"),
+        parse(b"", b"deallocate s") + bind(b"") + execute() + SYNC,
+        query(b"deallocate s"),
+        query(b"rollback"),
+        bind(b"s") + execute() + SYNC,
+    ],
     "DISCARD ALL in a pipeline": [
         parse(b"s", b"select 1") + SYNC,
         parse(b"", b"discard all") + bind(b"") + execute() + SYNC,
@@ -384,6 +429,34 @@ def test_nobody_meets_the_unnamed_statement_of_another() -> None:
     other.send(bind(b"") + execute() + SYNC)
     world.settle()
     assert error_code(other.take()) == "26000"
+
+
+def test_nobody_meets_the_unnamed_statement_of_another_who_has_sent_deallocate() -> None:
+    world = World(pool_size=1)
+    one, other = world.client(), world.client()
+    one.send(parse(b"s", b"select 1") + parse(b"", b"select 7") + SYNC)
+    world.settle()
+    one.send(query(b"deallocate s"))
+    other.send(bind(b"") + execute() + SYNC)
+    world.settle()
+    assert error_code(other.take()) == "26000"
+
+
+def test_deallocate_of_one_client_leaves_the_statement_to_another() -> None:
+    world = World(pool_size=1)
+    one, other = world.client(), world.client()
+    for client in (one, other):
+        client.send(parse(b"s", b"select 1") + SYNC)
+        world.settle()
+        client.take()
+    one.send(parse(b"", b"deallocate s") + bind(b"") + execute() + SYNC)
+    world.settle()
+    assert kinds(one.take()) == "12CZ"
+    before = world.servers[0].backend.seen.count("P")
+    other.send(bind(b"s") + execute() + SYNC)
+    world.settle()
+    assert kinds(other.take()) == "2DCZ"
+    assert world.servers[0].backend.seen.count("P") == before
 
 
 def test_deallocate_all_of_one_client_costs_another_nothing_but_a_parse() -> None:
