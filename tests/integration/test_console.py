@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from fix_clients import Database, Login, answer, ask, backend_pid, error, run, s
 from fix_postgres import environment
 from fix_proxy import ADMIN_PASSWORD, ADMIN_USER, STATS_USER, MakeProxy, Proxy
 from fix_raw import MakeRawClient, RawClient, RawServer, cancel_request, message, startup_message
-from fix_wait import wait_until
+from fix_wait import unprivileged_account, wait_until
 
 NOTHING = {
     "cl_active": 0, "cl_waiting": 0, "cl_active_cancel_req": 0, "cl_waiting_cancel_req": 0, "sv_active": 0,
@@ -144,6 +145,28 @@ def test_cancel_requests_are_counted_while_they_are_under_way(
     bearer.close()
     assert request.is_closed()
     wait_until(lambda: counts(proxy) == {"cl_active": 1, "sv_idle": 1})
+
+
+# --- who may come in --------------------------------------------------------------------------------------------------------
+def test_user_pgbouncer_is_an_admin_when_it_is_the_daemons_own_account_by_the_unix_socket(make_proxy: MakeProxy) -> None:
+    proxy = make_proxy(auth_type="scram-sha-256")
+    account = unprivileged_account()
+
+    def ask_as(own: bool, host: object, command: str) -> subprocess.CompletedProcess[str]:
+        who = {"user": account, "group": pwd.getpwnam(account).pw_gid, "extra_groups": []} if own and account else {}
+        conninfo = proxy.dsn(dbname="pgbouncer", user="pgbouncer", host=host)
+        return subprocess.run(
+            ["psql", "-X", "-w", "-At", "-c", command, conninfo],
+            capture_output=True, text=True, check=False, timeout=20, env=environment(), cwd="/", **who,
+        )  # fmt: skip
+
+    for command, said in (("SHOW VERSION", "pgpool_proxy"), ("RELOAD", "RELOAD"), ("PAUSE", "PAUSE"), ("RESUME", "RESUME")):
+        done = ask_as(True, proxy.directory, command)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith(said)
+    assert ask_as(True, proxy.host, "SHOW VERSION").returncode != 0  # by TCP it would have to prove it
+    if account is not None:
+        assert ask_as(False, proxy.directory, "SHOW VERSION").returncode != 0  # we are root, the daemon is not
 
 
 # --- commands that wait -----------------------------------------------------------------------------------------------------

@@ -103,6 +103,22 @@ def test_u_beats_the_user_of_the_file(make_proxy: MakeProxy) -> None:
     assert Path(f"/proc/{proxy.pid}").stat().st_uid == pwd.getpwnam(unprivileged_account() or "").pw_uid
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+def test_root_becomes_the_user_of_the_file_and_all_that_it_makes_is_the_users(make_proxy: MakeProxy) -> None:
+    account = unprivileged_account() or ""
+    proxy = make_proxy(start=False, user=account)
+    proxy.settings |= {"pidfile": proxy.directory / "proxy.pid", "logfile": proxy.directory / "daemon.log"}
+    proxy.command = lambda: [*daemon_command(), str(proxy.ini)]  # type: ignore[method-assign]
+    proxy.start()
+    status = Path(f"/proc/{proxy.pid}/status").read_text()
+    entry = pwd.getpwnam(account)
+    assert re.search(rf"^Uid:(\s+{entry.pw_uid}){{4}}$", status, re.MULTILINE)  # real, effective, saved, of files
+    assert re.search(rf"^Gid:(\s+{entry.pw_gid}){{4}}$", status, re.MULTILINE)
+    for name in ("proxy.pid", "daemon.log", f".s.PGSQL.{proxy.port}"):
+        assert (proxy.directory / name).stat().st_uid == entry.pw_uid, name
+    assert proxy.show("CONFIG", key="user")["value"] == account
+
+
 def test_a_taken_port_is_named(make_proxy: MakeProxy) -> None:
     with socket.socket() as taken:
         taken.bind((LOOPBACK, free_port()))

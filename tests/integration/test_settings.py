@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from fix_clients import Database, Login, ask, backend_pid, error, run, settle, value
+from fix_clients import Database, Login, answer, ask, backend_pid, error, run, settle, value
 from fix_proxy import ADMIN_PASSWORD, ADMIN_USER, STATS_USER, MakeProxy, Proxy
 from fix_raw import MakeRawClient, startup_message
 from fix_wait import LOOPBACK, free_port, hand_over, unprivileged_account, wait_until
@@ -168,6 +168,39 @@ def test_set_conffile_is_what_the_next_reload_reads(make_proxy: MakeProxy) -> No
     assert proxy.show("CONFIG", key="query_wait_timeout")["value"] == "7"
     proxy.admin("RELOAD")  # sticky: its default is NULL
     assert proxy.show("CONFIG", key="query_wait_timeout")["value"] == "7"
+
+
+def test_what_the_operator_has_paused_or_disabled_stays_so_over_a_reload(
+    make_proxy: MakeProxy, database: Database, login: Login, make_raw_client: MakeRawClient
+) -> None:
+    """Even when the entry leads elsewhere meanwhile, which is what it was paused for."""
+    proxy = make_proxy(databases={"app": database.entry(dbname="postgres")}, pool_mode="transaction")
+    client = login(proxy)
+    assert value(client, "select current_database()") == "postgres"
+    proxy.admin("PAUSE app")
+    ask(client, "select current_database()")
+    proxy.databases["app"] = database.entry()
+    proxy.reload()
+    assert client.is_silent(0.2)
+    assert proxy.show("DATABASES", name="app")["paused"] == 1
+    proxy.admin("RESUME app")
+    assert answer(client) == database.name
+    proxy.admin("DISABLE app")
+    proxy.reload()
+    assert "disabled" in error(make_raw_client(proxy.port).login())["M"]
+
+
+def test_a_database_that_was_removed_may_come_back(make_proxy: MakeProxy, database: Database, login: Login) -> None:
+    proxy = make_proxy(databases={"app": database.entry()}, pool_mode="transaction")
+    client = login(proxy)
+    run(client, "select 1")
+    proxy.databases = {}
+    proxy.reload()
+    assert error(client.read_to_end())["M"] == "database removed"
+    proxy.databases = {"app": database.entry()}
+    proxy.reload()
+    assert value(login(proxy), "select 1") == "1"
+    assert proxy.show("DATABASES", name="app")["paused"] == 0
 
 
 # --- clients that vanish --------------------------------------------------------------------------------------------------
