@@ -55,7 +55,7 @@ endif
 
 # A wheel is built from a copy, so that neither old files of build/ nor modules compiled in place get into it.
 $(OUT)/%/wheel.stamp: $(SOURCES) | check-python
-	@echo "building the $* wheel for Python $(VERSION)$(if $(filter plain,$*),, (compiling takes a minute or two))"
+	@echo "building the $* wheel for Python $(VERSION)$(if $(filter plain,$*),, (compiling takes some minutes))"
 	@rm -rf $(OUT)/$*/src $(OUT)/$*/wheel
 	@mkdir -p $(OUT)/$*/src
 	@tar -cf - --exclude=__pycache__ --exclude='*.so' --exclude='*.egg-info' pyproject.toml setup.py $(wildcard README.md) pgpool_proxy \

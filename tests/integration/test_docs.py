@@ -179,6 +179,9 @@ def test_every_block_of_code_has_a_test_that_runs_it() -> None:
     known = {"python", "java", "go", "js", "ini", "sql", "mermaid", ""}
     for page in PAGES:
         assert set(re.findall(r"^```(\w+)\n", page.read_text(), re.MULTILINE)) <= known, page
+    for block in blocks(""):  # commands are indented lines: the tests below look for them there
+        words = {word for line in block.text.splitlines() for word in line.split()[:2]}
+        assert not words & {"pgpool-proxy", "make", "psql", "pip", "docker"}, block
 
 
 # --- configurations ---------------------------------------------------------------------------------------------------------
