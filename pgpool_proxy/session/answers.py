@@ -31,6 +31,7 @@ from pgpool_proxy.session.outstanding import (
     Pending,
 )
 from pgpool_proxy.session.parameters import taken_by_reset
+from pgpool_proxy.session.prepared_statements import server_name
 from pgpool_proxy.session.requests import UNKNOWN
 from pgpool_proxy.wire import backend
 from pgpool_proxy.wire.codes import (
@@ -280,7 +281,7 @@ def _error(link: Link, head: i64, now: float) -> None:
     number = head >> NUMBER_SHIFT
     if number > 0 or (request == PARSE and head & NOTED):
         _correct_name(link, head, number)
-    _look_at_error(link, number)
+    _look_at_error(link, number if head & NAMED else 0)
     if request == FUNCTION_CALL or request == SYNC:
         return
     restored = False
@@ -343,9 +344,7 @@ def _correct_name(link: Link, head: i64, number: i64) -> None:
     name = b""
     shared = b""
     if head & NAMED:
-        statement = link.server.context.statements.numbered(number)
-        if statement is not None:
-            name, shared = link.outstanding.first_name(), statement.name
+        name, shared = link.outstanding.first_name(), server_name(number)  # even if it is forgotten, or has another by now
     elif head & NOTED:
         note = link.outstanding.first_note()
         if note.what == PARSE_REFUSED:
@@ -371,7 +370,10 @@ def _say_no_room(link: Link) -> None:
 
 
 def _look_at_error(link: Link, number: i64) -> None:
-    """What an error says about the server itself: that it is going, or that it has lost a statement."""
+    """What an error says about the server itself: that it is going, or that it has lost a statement.
+
+    `number` is that of the statement which was to be bound or described, and 0 for every other request.
+    """
     link.session_state.failed = True
     framer = link.from_server_framer
     fields = backend.error_fields(framer.data[framer.start + HEADER_SIZE : framer.stop])
@@ -382,14 +384,20 @@ def _look_at_error(link: Link, number: i64) -> None:
     code = fields.get("C", "")
     if number > 0 and code == "26000":
         link.server.statements.remove(number)  # somebody deallocated it behind our back
-    elif number > 0 and is_stale(code, fields.get("M", "")):
+    elif number > 0 and is_stale(code, fields.get("M", ""), fields.get("R", "")):
         statement = link.server.context.statements.numbered(number)
         if statement is not None:
             link.server.context.statements.rename(statement)
 
 
-def is_stale(code: str, message: str) -> bool:
-    """Does this error mean that a prepared statement's plan no longer fits the tables?"""
+def is_stale(code: str, message: str, routine: str) -> bool:
+    """Does this error of a Bind or Describe mean that a prepared statement no longer fits the tables, types and functions?
+
+    They were analysed once, with success, and are analysed again after they have changed: an error of that kind (class 42, but
+    for privileges) says so, unless a parameter's value has caused it, and then it does no harm to prepare the statement again.
+    """
     if code == "0A000":
-        return message.startswith("cached plan must not change result type")
-    return code == "XX000" and message.startswith("cache lookup failed for")
+        return routine == "RevalidateCachedQuery" or message.startswith("cached plan must not change result type")
+    if code == "XX000":
+        return message.startswith("cache lookup failed for")
+    return code.startswith("42") and code != "42501"

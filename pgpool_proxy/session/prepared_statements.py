@@ -21,13 +21,18 @@ STATEMENT_COST: Final = 512  # bytes that a statement takes beside its text, and
 NAME_COST: Final = 128  # together some 600 on CPython 3.11, and the dictionaries' spare places
 
 
+def server_name(number: i64) -> bytes:
+    """The name on servers of the statement with this number."""
+    return PREFIX + b"%d" % int(number)
+
+
 class Statement:
     """One query text with its parameter types. `rest` is the body of its Parse after the name."""
 
     def __init__(self, rest: bytes, number: i64) -> None:
         self.rest = rest
         self.number: i64 = number
-        self.name: bytes = PREFIX + b"%d" % int(number)
+        self.name: bytes = server_name(number)
         self.holders: i64 = 0
         self.names: i64 = 0  # clients' names for it
         self.epoch: i64 = 0  # of `Statements`, when it was first prepared
@@ -47,7 +52,7 @@ class Statement:
 
     def rename(self, number: i64) -> None:
         self.number = number
-        self.name = PREFIX + b"%d" % int(number)
+        self.name = server_name(number)
         self._head_rest = -1
 
 

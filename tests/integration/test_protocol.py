@@ -164,6 +164,9 @@ CONVERSATIONS: dict[str, tuple[bytes, int]] = {
     "a parameter that is not reported": (query("set work_mem = '1MB'"), 1),
     "listen and notify oneself": (query("listen c; notify c, 'me'") + query("unlisten c"), 2),
     "null and empty values": (query("select null, ''"), 1),
+    "a statement that discards itself": (
+        parse("discard all", "s") + bind("s") + execute() + describe("S", "s") + sync() + parse("select 1", "s") + sync(), 2,
+    ),
     "a statement is deallocated by its name": (
         parse("select 1", "s") + sync() + query("deallocate s") + bind("s") + sync() + parse("select 2", "s") + sync(), 4,
     ),
