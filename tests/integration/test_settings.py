@@ -141,6 +141,22 @@ def test_logins_ends_and_errors_are_logged_unless_they_are_not_to_be(proxy: Prox
     assert has(log_of(log_pooler_errors=0)) == (False, False, False)
 
 
+def test_logfile_may_be_changed(proxy: Proxy) -> None:
+    """It has all that stderr has, from then on."""
+    file = proxy.directory / "another.log"
+    proxy.admin(f"SET logfile = '{file}'")
+    before = len(proxy.log())
+    proxy.sql("select 1")
+    settle(proxy)
+    assert "login attempt: db=app" in file.read_text()
+    assert "login attempt: db=app" in proxy.log()[before:]
+    proxy.admin("RELOAD")  # the file of settings names none
+    size = file.stat().st_size
+    proxy.sql("select 1")
+    settle(proxy)
+    assert file.stat().st_size == size
+
+
 def test_verbose_and_log_stats_follow_set(make_proxy: MakeProxy) -> None:
     proxy = make_proxy(stats_period=1, log_stats=0, verbose=1)
     proxy.sql("select 1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,11 @@ def test_an_example_shows_no_column_that_does_not_exist(name: str) -> None:
     shown = [column.strip() for column in example[1].split("|") if column.strip() != "..."]
     known = [column.name for column in TABLES[name].columns]
     assert [column for column in known if column in shown] == shown
+
+
+def test_every_line_of_show_lists_is_explained(house: Any) -> None:
+    explained = re.findall(r"^\| `(\w+)` \| \w[^|]+ [^|]+ \|$", sections("Tables")["SHOW LISTS"], re.MULTILINE)
+    assert explained == [row["list"] for row in house.console().rows("SHOW LISTS")]
 
 
 def test_every_pretended_parameter_is_named() -> None:
