@@ -400,6 +400,9 @@ class FakeHost:
         assert session.number not in self.closed, "closed twice"
         self.closed[session.number] = report
 
+    def server_failed(self, session: ServerSession, report: Report, told: Report | None, retry_in: float) -> None:
+        pass
+
     def retry_pause(self, session: ServerSession, report: Report) -> float:
         return 1.0
 

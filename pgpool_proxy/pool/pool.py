@@ -329,9 +329,7 @@ class Pool:
 
     def opened(self, server: PoolServer, parameters: dict[bytes, bytes], now: float) -> None:
         """A server has logged in: it goes to the first waiter, or becomes idle."""
-        self.last_failure = None
-        self.failures = 0
-        self.retry_at = 0.0
+        self.forget_failures()
         if self.server_parameters is None and not server.close_needed:
             self.server_parameters = parameters
         if self.server_parameters is not None:
@@ -339,8 +337,15 @@ class Pool:
         self._free(server, now)
         self.grow(now)
 
-    def open_failed(self, server: PoolServer, report: Report, retry_in: float, now: float) -> None:
-        """A connect or a login failed: nothing is opened for `retry_in` seconds. The server itself leaves by `server_gone`."""
+    def forget_failures(self) -> None:
+        """Servers can be had again."""
+        self.last_failure = None
+        self.failures = 0
+        self.retry_at = 0.0
+
+    def open_failed(self, report: Report, retry_in: float, now: float) -> None:
+        """A connect or a login failed, here or in another worker: nothing is opened for `retry_in` seconds. The server itself
+        leaves by `server_gone`."""
         self.last_failure = report
         if now >= self.retry_at:  # else it was begun together with the one that has failed already
             self.failures += 1

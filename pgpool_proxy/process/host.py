@@ -216,6 +216,10 @@ class WorkerHost:
         if self._worker.membership is not None:
             self._worker.membership.server_opened(session)
 
+    def server_failed(self, session: ServerSession, report: Report, told: Report | None, retry_in: float) -> None:
+        if self._worker.membership is not None:
+            self._worker.membership.server_failed(session.pool, report, told, retry_in)
+
     def server_connected(self, session: ServerSession) -> None:
         """Told by the worker: the login begins."""
         if session.tls:

@@ -42,7 +42,7 @@ import uvloop
 
 from pgpool_proxy import errors, log
 from pgpool_proxy.admin import control as orders
-from pgpool_proxy.admin.answers import to_json
+from pgpool_proxy.admin.answers import from_json, to_json
 from pgpool_proxy.admin.control import Done, Pending, Refused
 from pgpool_proxy.admin.merge import part_of
 from pgpool_proxy.errors import ConfigError, Report
@@ -61,6 +61,7 @@ from pgpool_proxy.process.packing import unpacked
 from pgpool_proxy.process.receiver import refuse
 from pgpool_proxy.process.retirement import Retirement
 from pgpool_proxy.session.client_session import ClientSession
+from pgpool_proxy.session.server_login import no_server
 from pgpool_proxy.session.server_session import ServerSession
 from pgpool_proxy.session.transport import Transport
 from pgpool_proxy.settings.config import Config
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
 ORDERS: Final = frozenset({"resume", "disable", "enable", "reconnect", "kill", "kill_client"})
 SWITCH_S: Final = 0.0005  # as in cli.py
 ALIVE_S: Final = 0.5
+ELSEWHERE_S: Final = 0.3  # so much later the others try a server that has failed: who has found that out does it for them
 GRACE_S: Final = 5.0  # for the loop to end after the supervisor has
 
 # --- the process ----------------------------------------------------------------------------------------------------------
@@ -165,6 +167,8 @@ class Membership:
         self._handlers: dict[str, Callable[[Message, list[int]], None]] = {
             "client": self._client,
             "reported": self._reported,
+            "server_failed": self._server_failed,
+            "server_back": self._server_back,
             "login_failed": self._login_failed,
             "doubted": self._doubted,
             "login_succeeded": self._login_succeeded,
@@ -305,6 +309,15 @@ class Membership:
         self.leases.keyed(session)
         if session.pool.main is None:
             asyncio.get_running_loop().call_soon(self._learned, session.pool)
+            if session.pool.last_failure is not None:
+                self.say({"is": "server_back", "key": [session.pool.database.name, session.pool.user.name]})
+
+    def server_failed(self, pool: Pool, report: Report, told: Report | None, retry_in: float) -> None:
+        """The others need not find out by themselves that there is no server to be had."""
+        if pool.main is None:
+            key = [pool.database.name, pool.user.name]
+            reports = [to_json(report), to_json(told)]
+            self.say({"is": "server_failed", "key": key, "reports": reports, "retry_in": retry_in + ELSEWHERE_S})
 
     def known_parameters(self, pool: Pool) -> dict[bytes, bytes] | None:
         """What servers of the pool report, if any worker knows."""
@@ -321,6 +334,7 @@ class Membership:
     def _reported(self, message: Message, descriptors: list[int]) -> None:
         database, user = message["key"]
         self._learn(database, user, message["parameters"])
+        self._server_back(message, descriptors)  # of a worker that has not known that there was none to be had
 
     def _learn(self, database: str, user: str, reported: list[list[str]]) -> None:
         parameters = {name.encode("latin-1"): value.encode("latin-1") for name, value in reported}
@@ -330,6 +344,19 @@ class Membership:
     def forget_parameters(self) -> None:
         """Servers are to be opened anew, or may lead elsewhere."""
         self._told.clear()
+
+    def _server_failed(self, message: Message, descriptors: list[int]) -> None:
+        """Who has found it out tries again before the others do."""
+        pool = self._pool_of(*message["key"])
+        report, told = (from_json(said) for said in message["reports"])
+        if pool is not None and report is not None:
+            no_server(pool, report, told, message["retry_in"], monotonic())
+
+    def _server_back(self, message: Message, descriptors: list[int]) -> None:
+        pool = self._pool_of(*message["key"])
+        if pool is not None and pool.last_failure is not None:
+            pool.forget_failures()
+            pool.grow(monotonic())
 
     def _login_failed(self, message: Message, descriptors: list[int]) -> None:
         self.worker.host.logins.failed.failed(message["address"], monotonic())
@@ -464,9 +491,11 @@ class Membership:
             self._arrivals.take_client(sock, message["state"], pool, message["client"])
 
     def _pool(self, message: Message) -> Pool | None:
-        registry = self.worker.registry
-        found = registry.database(message["key"][0])
-        return registry.pool_of(found, message["state"]["pool_user"]) if found is not None else None
+        return self._pool_of(message["key"][0], message["state"]["pool_user"])
+
+    def _pool_of(self, database: str, user: str) -> Pool | None:
+        found = self.worker.registry.database(database)
+        return self.worker.registry.pool_of(found, user) if found is not None else None
 
     def _secrets(self, message: Message, descriptors: list[int]) -> None:
         self.worker.host.take_secrets_over(message["secrets"])

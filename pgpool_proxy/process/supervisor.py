@@ -47,6 +47,7 @@ from pgpool_proxy.settings.config import Config
 from pgpool_proxy.settings.reload import leads_elsewhere, plan
 
 TICK_S: Final = 0.05
+STOOD_STILL_S: Final = 0.5  # a tick that is so late says something
 PROMPT_S: Final = 10.0  # a worker that lived that long is replaced at once
 FIRST_PAUSE_S: Final = 0.1  # before one that did not is replaced; it doubles up to:
 LONGEST_PAUSE_S: Final = 10.0
@@ -95,6 +96,7 @@ class Supervisor:
         self._turn = 0
         self._old_ended: Callable[[], None] = lambda: None
         self._stats_due = 0.0
+        self._ticked_at = 0.0
         self._stopped = asyncio.Event()
         self._is_up = False
 
@@ -247,7 +249,7 @@ class Supervisor:
         elif kind == "reported":
             self._reported[message["key"][0], message["key"][1]] = message["parameters"]
             self._tell_others(worker, message)
-        elif kind in ("login_failed", "login_succeeded", "doubted"):
+        elif kind in ("server_failed", "server_back", "login_failed", "login_succeeded", "doubted"):
             self._tell_others(worker, message)
         elif kind == "cancel":
             self._cancel(worker, message)
@@ -404,6 +406,7 @@ class Supervisor:
 
     # --- time ---------------------------------------------------------------------------------------------------------
     async def _tick_forever(self) -> None:
+        self._ticked_at = monotonic()
         while True:
             await asyncio.sleep(TICK_S)
             try:
@@ -412,6 +415,7 @@ class Supervisor:
                 log.get_logger().error(f"the supervisor's clock failed: {error}", error=error)
 
     def tick(self, now: float) -> None:
+        self._note_pause(now)
         self.leases.tick(now)
         self.orders.tick(now)
         if now >= self._stats_due:
@@ -424,6 +428,15 @@ class Supervisor:
             if worker.state != STARTING and 0 < timeout <= silent:
                 log.get_logger().error(f"worker {worker.slot} (pid {worker.pid}) was not heard of for {silent:.1f} s: killed")
                 worker.kill()
+
+    def _note_pause(self, now: float) -> None:
+        """Nobody could be heard while this process itself was kept from running: its machine may have slept."""
+        paused = now - self._ticked_at - TICK_S
+        self._ticked_at = now
+        if paused > STOOD_STILL_S:
+            log.get_logger().warning(f"the supervisor stood still for {paused:.1f} s")
+            for worker in self.workers:
+                worker.heard_at += paused
 
     # --- configuration ------------------------------------------------------------------------------------------------
     def loaded(self) -> Config:

@@ -127,6 +127,10 @@ class Host(Protocol):
 
     def server_closed(self, session: ServerSession, report: Report, now: float) -> None: ...
 
+    def server_failed(self, session: ServerSession, report: Report, told: Report | None, retry_in: float) -> None:
+        """A connect or a login failed: see no_server()."""
+        ...
+
     def retry_pause(self, session: ServerSession, report: Report) -> float:
         """Seconds until the pool may open servers again after this failure."""
         ...

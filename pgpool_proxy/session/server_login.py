@@ -31,6 +31,7 @@ from pgpool_proxy.wire.codes import (
 from pgpool_proxy.wire.framing import MessageReader, int32_at
 
 if TYPE_CHECKING:
+    from pgpool_proxy.pool.pool import Pool
     from pgpool_proxy.session.server_session import ServerSession
 
 MAX_MESSAGE: Final = 65536  # no message of a login is longer; an error text may be long
@@ -212,9 +213,16 @@ class ServerLogin:
         if report.severity == "LOG":
             return  # closed on purpose: that says nothing about the server
         session.failed_login = True
-        pool.open_failed(session, report, host.retry_pause(session, report), now)
-        told = self.told
-        if told is None:
-            pool.send_away(errors.cached_failure(report), now, waiting_too=False)
-        elif told.sqlstate not in SOON_OVER:
-            pool.send_away(replace(told, severity="FATAL"), now, waiting_too=True)
+        pause = host.retry_pause(session, report)
+        no_server(pool, report, self.told, pause, now)
+        host.server_failed(session, report, self.told, pause)
+
+
+def no_server(pool: Pool, report: Report, told: Report | None, retry_in: float, now: float) -> None:
+    """A server could not be had, for the reason `report`, which the server itself has `told`: nothing is opened for so many
+    seconds, and those who wait for it are told, or go on waiting."""
+    pool.open_failed(report, retry_in, now)
+    if told is None:
+        pool.send_away(errors.cached_failure(report), now, waiting_too=False)
+    elif told.sqlstate not in SOON_OVER:
+        pool.send_away(replace(told, severity="FATAL"), now, waiting_too=True)

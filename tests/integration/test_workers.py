@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 from fix_clients import Database, Login, answer, ask, error, rows, run, value
-from fix_postgres import Postgres
+from fix_postgres import Postgres, environment
 from fix_proxy import MakeProxy, Proxy
 from fix_raw import MakeRawClient, RawClient, cancel_request
 from fix_wait import await_until, descendants, is_running, wait_until
@@ -340,6 +342,52 @@ def test_disabled_and_removed_databases(make: Make, make_raw_client: MakeRawClie
     proxy.reload()
     for _ in range(4):
         assert error(make_raw_client(proxy.port).login(database="second"))["C"] == "3D000"
+
+
+def test_a_server_that_refuses_is_tried_once_for_all_workers_and_is_back_for_all(
+    make: Make, database: Database, make_raw_client: MakeRawClient, login: Login
+) -> None:
+    later = f"{database.name}_later"
+    proxy = make(workers=4, entry={"dbname": later}, server_login_retry=60, server_login_retry_backoff=0)
+    refused = f'database "{later}" does not exist'
+    for _ in range(16):
+        assert refused in error(make_raw_client(proxy.port).login())["M"]
+    # The second client may have come before the first one's answer was known everywhere.
+    assert 1 <= database.server.log().count(f"FATAL:  {refused}") <= 2
+    database.server.create_database(later)
+    # A new worker knows of no failure, and tries; the others hear from it, long before they would have tried.
+    os.kill(workers(proxy)[0]["pid"], signal.SIGKILL)
+
+    def is_let_in() -> bool:
+        try:
+            return all(message.type != b"E" for message in make_raw_client(proxy.port).login())
+        except (OSError, EOFError):  # given to the one that was killed
+            return False
+
+    wait_until(is_let_in, 10, "one is let in")
+    wait_until(lambda: all(is_let_in() for _ in range(8)), 10, "all are let in")
+    proxy.stop()
+    database.server.sql(f"drop database {later} with (force)", dbname="postgres")
+
+
+def test_a_busy_worker_is_not_taken_for_one_that_hangs(make: Make, database: Database, tmp_path: Path) -> None:
+    """Nor is anybody else when the supervisor itself has stood still for longer than that."""
+    proxy = make(worker_timeout=2)
+    script = tmp_path / "one.sql"
+    script.write_text("select 1;\n")
+    command = [database.server.bindir / "pgbench", "-n", "-h", proxy.host, "-p", str(proxy.port), "-U", "trust_user"]
+    load = subprocess.Popen([*command, "-c", "8", "-T", "60", "-f", script, "app"], stdout=subprocess.PIPE, env=environment())
+    try:
+        wait_until(lambda: min(row["cpu_seconds"] for row in workers(proxy)) > 0.8, 60, "both have worked for a while")
+        os.kill(proxy.pid, signal.SIGSTOP)
+        time.sleep(2.5)
+        os.kill(proxy.pid, signal.SIGCONT)
+        proxy.wait_log(r"stood still for [\d.]+ s")
+        assert [row["restarts"] for row in workers(proxy)] == [0, 0]
+        assert load.poll() is None
+    finally:
+        load.kill()
+        load.communicate()
 
 
 # --- workers that die -------------------------------------------------------------------------------------------------------

@@ -215,6 +215,9 @@ class House:
     def cancel_server(self, server: ServerSession, now: float) -> None:
         self.orders.append(("cancel", int(server.number)))
 
+    def server_failed(self, session: ServerSession, report: Report, told: Report | None, retry_in: float) -> None:
+        pass
+
     def retry_pause(self, session: ServerSession, report: Report) -> float:
         return 1.0
 
