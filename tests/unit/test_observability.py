@@ -41,6 +41,11 @@ def selectors(query: str) -> list[tuple[str, list[tuple[str, str, str]]]]:
     return [(name, re.findall(r'(\w+)(=~|!~|!=|=)"([^"]*)"', inside)) for name, inside in re.findall(names, query)]
 
 
+def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    tool = shutil.which("promtool") or pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=False, timeout=60)
+
+
 def rules() -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 
@@ -118,8 +123,14 @@ def test_each_alert_is_seen_to_fire_and_not_to_fire_on_series_that_there_are() -
     ids=lambda command: "-".join(command[:2]),
 )
 def test_promtool_takes_them(command: tuple[str, str, Path]) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
-    done = subprocess.run([promtool, *command], capture_output=True, text=True, check=False, timeout=60)
+    done = promtool(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_takes_the_queries_of_the_dashboard(tmp_path: Path) -> None:
+    """As rules, for it checks no dashboards; Grafana puts a time in the place of $__rate_interval."""
+    asked = (query.replace("$__rate_interval", "1m") for query in queries())
+    recorded = [{"record": f"dashboard:{number}", "expr": query} for number, query in enumerate(asked)]
+    (tmp_path / "dashboard.yml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": recorded}]}))
+    done = promtool("check", "rules", tmp_path / "dashboard.yml")
     assert done.returncode == 0, done.stdout + done.stderr
