@@ -68,6 +68,13 @@ def test_what_is_asked_for_exists(query: str) -> None:
         assert set(named.split(", ")) <= labels, named
 
 
+def test_what_the_dashboard_lets_one_choose_from_exists() -> None:
+    asked = [each["query"] for each in json.loads(DASHBOARD.read_text())["templating"]["list"] if each["type"] == "query"]
+    found = [re.fullmatch(r"label_values\((\w+)(?:\{.*\})?, (\w+)\)", query["query"]) for query in asked]
+    assert {match[2] for match in found if match} == {"instance", "database", "user"}
+    assert all(match and match[2] in known()[match[1]] for match in found)
+
+
 def test_the_reasons_and_states_that_are_asked_for_exist() -> None:
     states = {*CLIENT_STATES, *SERVER_STATES}
     for query in [*queries(), *(rule["expr"] for rule in rules())]:
