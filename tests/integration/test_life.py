@@ -10,6 +10,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -182,6 +183,19 @@ def test_root_is_refused_without_a_user_to_become(make_proxy: MakeProxy) -> None
 
 
 # --- signals ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_before_it_serves(tmp_path: Path, number: signal.Signals) -> None:
+    """As process 1 of a container, too, where a signal that nobody handles is lost; and INT leaves no traceback."""
+    (tmp_path / "uvloop.py").write_text(
+        f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(30)\nprint('goes on')\n"
+    )
+    path = f"{tmp_path}:{Path(pgpool_proxy.__file__).parents[1]}"
+    command = [sys.executable, "-P", "-m", "pgpool_proxy", "nothing.ini"]
+    environ = environment() | {"PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30, env=environ)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_sigterm_lets_no_client_in_and_ends_when_the_last_has_left(pooled: Proxy, login: Login) -> None:
     first, second = login(pooled), login(pooled)
     pooled.signal(signal.SIGTERM)
