@@ -171,7 +171,7 @@ def test_a_backend_killed_with_sigkill_is_not_a_silent_loss(
 def test_a_restart_of_the_server_is_survived_by_those_who_are_idle_and_those_who_wait(
     make_proxy: MakeProxy, private_postgres: Postgres, login: Login, mode: str
 ) -> None:
-    proxy = make_proxy(server=private_postgres, pool_mode="transaction", default_pool_size=10, server_login_retry=15)
+    proxy = make_proxy(server=private_postgres, pool_mode="transaction", default_pool_size=10, server_login_retry=600)
     busy, idle = login(proxy), login(proxy)
     waiting = [login(proxy) for _ in range(20)]
     run(busy, "begin")
@@ -182,10 +182,8 @@ def test_a_restart_of_the_server_is_survived_by_those_who_are_idle_and_those_who
         ask(client, "select 'waited'")
     wait_until(lambda: proxy.log().count("server login failed") >= MAX_OPENING + 4, what="it is asked again and again")
     private_postgres.start()
-    started = time.monotonic()
-    assert [answer(client) for client in waiting] == ["waited"] * 20
+    assert [answer(client) for client in waiting] == ["waited"] * 20  # long before server_login_retry
     assert value(idle, "select 'idled'") == "idled"
-    assert time.monotonic() - started < 4, "a second, and what a machine under load takes"
 
 
 def test_a_server_that_has_no_room_is_asked_seldom_and_those_who_wait_are_served_by_the_servers_there_are(
@@ -193,6 +191,7 @@ def test_a_server_that_has_no_room_is_asked_seldom_and_those_who_wait_are_served
 ) -> None:
     database.server.sql(f"alter database {database.name} connection limit 1", dbname="postgres")
     proxy = make_proxy(databases={"app": database.entry()}, pool_mode="transaction", default_pool_size=10, server_login_retry=1)
+    started = time.monotonic()
     clients = [login(proxy) for _ in range(12)]
     for _ in range(5):
         for client in clients:
@@ -200,7 +199,8 @@ def test_a_server_that_has_no_room_is_asked_seldom_and_those_who_wait_are_served
         for client in clients:
             assert not [found for found in client.read_until(b"Z") if found.type == b"E"]
     assert len(database.pids()) == 1
-    assert 1 <= proxy.log().count("too many connections for database") // 2 + 1 < 30
+    attempts = proxy.log().count("too many connections for database") // 2 + 1
+    assert 1 <= attempts < 20 + 4 * (time.monotonic() - started)
     database.server.sql(f"alter database {database.name} connection limit -1", dbname="postgres")
 
     def grows() -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import struct
-import time
 from collections.abc import Callable, Iterator
 
 import psycopg
@@ -79,10 +78,8 @@ def test_a_hostile_servers_first_scram_message_costs_a_refused_login_only(
     client, peer = leg()
     peer.send(OFFER)
     nonce = client_first(peer)
-    start = time.monotonic()
     peer.send(sasl(11, FIRST[case](nonce)))
-    assert "server login failed" in refusal(client).fields()["M"]
-    assert time.monotonic() - start < 2
+    assert "server login failed" in refusal(client).fields()["M"]  # two milliard iterations would take a quarter of an hour
     assert peer.is_closed()
 
 

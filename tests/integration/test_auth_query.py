@@ -12,11 +12,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from fix_clients import Database
+from fix_clients import Database, Gate
 from fix_postgres import Postgres, copy_of_template, locked, template
 from fix_proxy import ADMIN_PASSWORD, ADMIN_USER, MakeProxy, Proxy
 from fix_raw import Message, Peer, RawServer, message, startup_message
 from fix_tls import reload_by_signal
+from fix_wait import wait_until
 
 from pgpool_proxy.auth.scram import build_secret, salted_password
 
@@ -386,20 +387,21 @@ def test_an_unknown_database_without_anybody_to_ask_takes_as_long(make_proxy: Ma
 
 
 def test_concurrent_logins_of_one_user_share_a_lookup(
-    make_proxy: MakeProxy, database: Database, counted: Callable[[], int]
+    make_proxy: MakeProxy, database: Database, counted: Callable[[], int], gate: Gate
 ) -> None:
-    proxy = make(
-        make_proxy, database, auth_type="plain",
-        auth_query="select $1::text, case when nextval('asked') > 0 and pg_sleep(0.5) is not null then 'secret' end",
-    )  # fmt: skip
+    asked = "case when nextval('asked') > 0 then 'secret' end"
+    proxy = make(make_proxy, database, auth_type="plain", auth_query=gate.sql(f"$1::text, {asked}"))
     told: list[str] = []
     threads = [threading.Thread(target=lambda: told.append(log_in(proxy, "trust_user"))) for _ in range(8)]
     for thread in threads:
         thread.start()
+    wait_until(lambda: proxy.show("LISTS", list="login_clients")["items"] == 8)
+    gate.wait()
+    gate.open()
     for thread in threads:
         thread.join()
     assert told == ["trust_user"] * 8
-    assert counted() < 8
+    assert counted() == 1
 
 
 def test_lookups_keep_within_the_pool_and_count_no_client(

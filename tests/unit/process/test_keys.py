@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -42,6 +43,26 @@ def test_a_key_is_the_passwords_and_is_derived_once(derivation: keys.KeyDerivati
         assert found == [hashlib.pbkdf2_hmac("sha256", b"secret", b"salt", ITERATIONS)] * 3
 
     asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_no_key_is_derived_in_the_loops_thread(derivation: keys.KeyDerivation, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def note(*_: object) -> bytes:
+        threads.append(threading.get_ident())
+        return bytes(32)
+
+    monkeypatch.setattr(hashlib, "pbkdf2_hmac", note)
+
+    async def main() -> None:
+        for number in range(6):
+            done = asyncio.Event()
+            derivation.derive(step(b"%d" % number, for_nobody=bool(number & 1), cacheable=number < 3), lambda *_: done.set())  # noqa: B023
+            await done.wait()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    assert len(threads) == 6
+    assert threading.get_ident() not in threads
 
 
 def test_a_crowd_of_nobodies_does_not_delay_a_login(derivation: keys.KeyDerivation) -> None:
