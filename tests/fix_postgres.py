@@ -36,6 +36,7 @@ USERS = {
     "scram_user": ("scram-sha-256", "scram-secret"),
 }
 DATABASES = ("app", "other")
+NOTE = "template.json"  # where the binaries are, in the directory of this run
 PASSING = "past the proxy"  # application_name of connections that are gone in a moment
 SIGNAL_OF_MODE = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
@@ -191,8 +192,12 @@ class Postgres:
 
 
 def environment() -> dict[str, str]:
-    """An environment in which no PG* variable of the developer leads astray."""
+    """An environment in which no PG* variable of the developer leads astray, and in which psql and pgbench are found: those of
+    the servers, if there are no others on the PATH."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    note = Path(os.environ[RUN_DIR]) / NOTE
+    if note.exists():
+        kept["PATH"] = f"{kept.get('PATH', os.defpath)}:{json.loads(note.read_text())['bindir']}"
     return {**kept, "LC_ALL": "C"}
 
 
@@ -300,11 +305,13 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 def template(run_dir: Path) -> tuple[Path, Path]:
     """The template's directory and the binaries, made by whoever comes first. Call it under the lock."""
-    note = run_dir / "template.json"
+    note = run_dir / NOTE
     if not note.exists():
         bindir = find_binaries(run_dir)
         directory = make_template(run_dir, bindir)
-        note.write_text(json.dumps({"directory": str(directory), "bindir": str(bindir)}))
+        fresh = note.with_suffix(".new")  # others read it without the lock
+        fresh.write_text(json.dumps({"directory": str(directory), "bindir": str(bindir)}))
+        fresh.rename(note)
     found = json.loads(note.read_text())
     return Path(found["directory"]), Path(found["bindir"])
 

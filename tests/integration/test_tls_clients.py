@@ -257,6 +257,7 @@ def psql(proxy: Proxy, certificates: Certificates, **keywords: object) -> subpro
     )
 
 
+@pytest.mark.skipif(shutil.which("psql") is None, reason="there is no psql with TLS on the PATH")
 @pytest.mark.parametrize("binding", ["disable", "prefer", "require"])
 @pytest.mark.parametrize("sslmode", ["require", "verify-ca", "verify-full"])
 def test_psql_binds_to_the_channel(standing: Proxy, certificates: Certificates, sslmode: str, binding: str) -> None:
