@@ -152,7 +152,9 @@ class Link:
         """What the client's framer stands at waits until everything before it has been answered."""
         self.phase = STALLED
         framer = self.from_client_framer
-        client.put_aside(framer.put_back())
+        rest = framer.put_back()
+        client.put_aside(rest)
+        self.server.pool.stats.bytes_received -= len(rest)  # counts when it comes back
         if not self.outstanding.ends_with_ready:
             requests.leave_out(self, framer.start, framer.start)
             self.parts.append(frontend.FLUSH_MESSAGE)  # else there would be no end of the answers
@@ -215,6 +217,8 @@ class Link:
         client = self.client
         if client is not None:
             client.pending = self.from_client_framer.take_kept()
+            if client.pending:
+                self.server.pool.stats.bytes_received -= len(client.pending)
             client.link = None
             self.client = None
             client.unblock_for_server()
@@ -449,9 +453,22 @@ class Link:
         if self.phase == STALLED:
             if self.client is not None:
                 self.phase = LINKED
-                self.client.go_on(self, now)
+                self._resume(self.client, now)
         elif self.phase == RECOVERING and not self.ready and self.outstanding.is_empty and not self.held_back:
             recovery.pipeline_answered(self)
+
+    def _resume(self, client: ClientSession, now: float) -> None:
+        """What was stalled goes on. It is part of the query and of the transaction that what stood before it was counted as."""
+        stats = self.server.pool.stats
+        was_between = self.query_start == 0.0
+        was_outside = self.xact_start == 0.0
+        lease = self.lease
+        client.go_on(self, now)
+        if self.client is client and self.lease == lease:
+            if was_between and self.query_start > 0.0:
+                stats.query_count -= 1
+            if was_outside and self.xact_start > 0.0:
+                stats.xact_count -= 1
 
     def spare_from_server(self) -> None:
         """`from_server` has raised: the client gets what stands before the message that is not to be."""
@@ -549,6 +566,8 @@ class Link:
                     client.write(framer.data)
                 elif end > mark:
                     client.write(framer.data[mark:end])
+            else:
+                self.server.pool.stats.bytes_sent -= len(framer.data)  # an answer that nobody waits for
             return
         if end > mark:
             self.parts.append(framer.data[mark:end])

@@ -6,9 +6,9 @@ import re
 import time
 from typing import Any
 
-from fix_clients import Database, Login, answer, ask, run
+from fix_clients import Database, Login, answer, ask, run, settle
 from fix_proxy import MakeProxy, Proxy
-from fix_raw import MakeRawClient, RawClient, bind, execute, parse, query, sync
+from fix_raw import MakeRawClient, RawClient, bind, execute, parse, query, sync, terminate
 from fix_wait import wait_until
 
 COUNTS = (
@@ -60,6 +60,43 @@ def test_what_comes_before_everything_is_answered_is_one_query(
     for _ in range(3):
         client.read_until(b"Z")
     assert counts(proxy) == {"client_login_count": 1, "server_assignment_count": 1, "xact_count": 1, "query_count": 1}
+
+
+def test_a_pipeline_that_waits_for_its_own_answers_is_one_query_and_its_bytes_count_once(
+    make_proxy: MakeProxy, database: Database, login: Login
+) -> None:
+    """A message that depends on names waits behind a Sync that is not answered yet; so does a Terminate."""
+    proxy = pooled(make_proxy, database)
+    client = login(proxy)
+    once = parse("select 1") + bind() + execute() + sync()
+    named = parse("select 2", "two") + sync() + bind("two") + execute() + sync()
+    received = 0
+    for sent, answers in ((once * 3, 3), (named, 2), (once[:-3], 0), (once[-3:], 1)):
+        client.send(sent)
+        for _ in range(answers):
+            received += sum(5 + len(found.body) for found in client.read_until(b"Z"))
+        settle(proxy)
+    found = totals(proxy)
+    assert (found["query_count"], found["xact_count"], found["server_assignment_count"]) == (3, 3, 3)
+    sent_in_all = len(once) * 4 + len(named)
+    assert (found["bytes_received"], found["bytes_sent"]) == (sent_in_all, received)
+    client.send(query("select 1"), terminate())
+    received += sum(5 + len(message.body) for message in client.read_to_end())
+    found = totals(proxy)
+    assert (found["query_count"], found["xact_count"]) == (4, 4)
+    assert found["bytes_sent"] == received
+
+
+def test_what_is_rolled_back_for_a_client_that_has_left_was_sent_to_nobody(
+    make_proxy: MakeProxy, database: Database, login: Login
+) -> None:
+    proxy = pooled(make_proxy, database)
+    client = login(proxy)
+    received = sum(5 + len(message.body) for message in client.query("begin"))
+    client.close()
+    wait_until(lambda: proxy.show("POOLS", database="app")["sv_idle"] == 1)
+    found = totals(proxy)
+    assert (found["bytes_sent"], found["query_count"], found["xact_count"]) == (received, 1, 1)
 
 
 def test_prepared_statements_are_counted_for_clients_and_for_servers(
