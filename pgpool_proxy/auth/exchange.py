@@ -77,15 +77,17 @@ def server_exchange(
     channel_binding: bytes | None = None,
     max_password: int = MAX_PASSWORD,
     mock_kind: str = PLAIN,
+    mock_iterations: int = 0,
 ) -> ServerExchange:
     """The exchange for one login.
 
     `method`: any, trust, reject, plain (or password), md5, scram-sha-256; another raises ConfigError. `secret` is the
     user's, None (or an empty one) where it has none: such a user can only come in by trust. `salt` gives 4, `nonce`
-    at least 18 random bytes a call. `process_secret` is random and the same in all workers. `mock_kind` is the kind
-    of secret that an unknown user seems to have: give it what most users have, since plain and md5 ask differently by
-    kind.
+    at least 18 random bytes a call. `process_secret` is random and the same in all workers. `mock_kind` and
+    `mock_iterations` (0: `scram_iterations`) are what the secret of an unknown user seems to be like, and that of one whose
+    md5 hash proves nothing by SCRAM: give those of most users (`usual`), since what is asked for goes by the kind.
     """
+    mock_iterations = mock_iterations or scram_iterations
     if method == "any":
         return OpenExchange(None)
     if method == "trust":
@@ -97,7 +99,7 @@ def server_exchange(
 
     doomed = not known or secret is None or secret.is_empty
     if secret is None or doomed:  # whatever came with an unknown user is not its own (CVE-2015-6817)
-        secret = mock(mock_kind, user, process_secret, scram_iterations)
+        secret = mock(mock_kind, user, process_secret, mock_iterations)
     if method in {"plain", "password"}:
         return PlainExchange(user, secret, doomed, max_password)
     if method == "md5" and secret.kind != SCRAM:  # a SCRAM secret cannot answer md5: that user is asked for SCRAM
@@ -116,7 +118,7 @@ def server_exchange(
         )
     stored = secret.scram
     if stored is None:  # an md5 hash, where most have another secret
-        doomed, stored = True, scram.mock_secret(user, process_secret, scram_iterations)
+        doomed, stored = True, scram.mock_secret(user, process_secret, mock_iterations)
     return ScramServerExchange(stored, nonce=nonce, channel_binding=channel_binding, doomed=doomed)
 
 

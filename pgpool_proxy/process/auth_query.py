@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from pgpool_proxy import errors, log
 from pgpool_proxy.auth.exchange import Secret
+from pgpool_proxy.auth.secret import SCRAM
+from pgpool_proxy.auth.usual import UsualSecrets
 from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.registry import Database
 from pgpool_proxy.session.auth_query import AuthQuery
@@ -36,7 +38,7 @@ class Lookups:
         self._answers: dict[Question, tuple[float, Secret]] = {}  # until when
         self._under_way: dict[Question, list[Done]] = {}
         self._secrets: dict[tuple[str, str], Secret] = {}  # (database, user): to log in to servers
-        self.usual_secret = "scram"  # the kind of the last one that was found
+        self.usual = UsualSecrets()  # of those
         self._usual_s = 0.0  # how long the last look-up took
 
     def __repr__(self) -> str:
@@ -51,12 +53,16 @@ class Lookups:
         for question in [question for question in self._answers if question[3] == user]:
             del self._answers[question]
 
+    def usual_kind(self, method: str) -> str:
+        """What an unknown user's secret seems to be; SCRAM, as servers make them, until somebody is found."""
+        return SCRAM if self.usual.is_empty else self.usual.kind(method)
+
     def secrets_to_hand_over(self) -> list[list[str]]:
         return [[database, user, secret.value.decode("latin-1")] for (database, user), secret in self._secrets.items()]
 
     def take_secrets_over(self, found: list[list[str]]) -> None:
         for database, user, value in found:
-            self._secrets[database, user] = Secret.of(value.encode("latin-1"))
+            self._put((database, user), Secret.of(value.encode("latin-1")))
 
     def secret(self, database: str, user: str) -> Secret | None:
         """What the last look-up for a login to `database` has found: for the servers of that user."""
@@ -132,7 +138,6 @@ class Lookups:
             report = errors.BOUNCER_CONFIG
         elif query.found and query.secret is not None:
             secret = Secret.of(query.secret)
-            self.usual_secret = secret.kind
             ttl = self._worker.config.settings.auth_query_cache_ttl
             if ttl > 0:
                 if len(self._answers) >= MAX_KEPT:
@@ -144,9 +149,16 @@ class Lookups:
     def _keep_for_servers(self, database: Database | None, user: str, secret: Secret | None) -> None:
         if database is None:  # nobody knows it, so it has no servers
             return
+        self._put((database.name, user), secret)
+
+    def _put(self, whose: tuple[str, str], secret: Secret | None) -> None:
+        former = self._secrets.pop(whose, None)
+        if former is not None:
+            self.usual.count(former, -1)
         if secret is None:
-            self._secrets.pop((database.name, user), None)
             return
         if len(self._secrets) >= MAX_KEPT:
             self._secrets.clear()
-        self._secrets[database.name, user] = secret
+            self.usual = UsualSecrets()
+        self._secrets[whose] = secret
+        self.usual.count(secret)

@@ -21,7 +21,6 @@ from pgpool_proxy import errors
 from pgpool_proxy.auth.exchange import Secret, ServerExchange, server_exchange
 from pgpool_proxy.auth.hba import HbaRule
 from pgpool_proxy.auth.plain import OpenExchange, OutsideExchange
-from pgpool_proxy.auth.secret import MD5
 from pgpool_proxy.errors import AuthenticationFailed, ConfigError, Report
 from pgpool_proxy.pool.pool import NO_REPLICATION
 from pgpool_proxy.pool.registry import Database, Registry
@@ -53,6 +52,7 @@ class Method:
         self.database: Database | None = database
         self.refusal: Report | None = refusal
         self.rule: HbaRule | None = None
+        self.is_looked_up: bool = False  # by auth_query
 
     @property
     def map(self) -> str:
@@ -75,7 +75,6 @@ class Logins:
         self._registry: Registry = worker.registry
         self._auth_type: str = "md5"
         self._needs_tls: bool = False
-        self._has_auth_user: bool = False
         self._may_look_up: bool = False  # some database, or all, have an auth_user
         self._scram_iterations: int = 4096
         self._process_secret = worker.membership.secret if worker.membership is not None else os.urandom(32)
@@ -92,9 +91,8 @@ class Logins:
         self.failed.configure(settings.auth_failure_delay, settings.auth_failure_ban)
         self._auth_type = settings.auth_type
         self._needs_tls = settings.client_tls_sslmode in TLS_MODES
-        self._has_auth_user = bool(settings.auth_user)
         entries = [*config.databases.values(), *([config.autodb] if config.autodb is not None else [])]
-        self._may_look_up = self._has_auth_user or any(entry.auth_user for entry in entries)
+        self._may_look_up = bool(settings.auth_user) or any(entry.auth_user for entry in entries)
         self._scram_iterations = settings.scram_iterations
 
     def close(self) -> None:
@@ -190,6 +188,8 @@ class Logins:
             login.session.fail(question, now)
             return
 
+        method.is_looked_up = True
+
         def told(secret: Secret | None, report: Report | None, at: float) -> None:
             if not is_alive(login):
                 return
@@ -254,9 +254,7 @@ class Logins:
         name = method.name
         if name == "any" and method.database is not None and method.database.forced_user is None:
             method.refusal = errors.BOUNCER_CONFIG  # the user's name means nothing, so there is nobody to log in to servers as
-        usual = ""
-        if secret is None or secret.is_empty or secret.kind == MD5:
-            usual = self.lookups.usual_secret if self._has_auth_user else worker.usual_secret
+        lookups, usual = self.lookups, worker.usual
         try:
             exchange = server_exchange(
                 name,
@@ -268,7 +266,8 @@ class Logins:
                 process_secret=self._process_secret,
                 scram_iterations=self._scram_iterations,
                 channel_binding=login.channel_binding,
-                mock_kind=usual,
+                mock_kind=lookups.usual_kind(name) if method.is_looked_up else usual.kind(name),
+                mock_iterations=(lookups.usual if method.is_looked_up else usual).iterations(self._scram_iterations),
             )
         except ConfigError as error:
             worker.host.logger(login.session).warning(str(error))

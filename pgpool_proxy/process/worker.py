@@ -17,6 +17,7 @@ from pgpool_proxy.admin.console import CONSOLE_PARAMETERS
 from pgpool_proxy.admin.control import Control, Done
 from pgpool_proxy.auth.exchange import Secret
 from pgpool_proxy.auth.userlist import parse_userlist
+from pgpool_proxy.auth.usual import UsualSecrets
 from pgpool_proxy.errors import ConfigError, Report
 from pgpool_proxy.net.client_connection import ClientConnection, Gate
 from pgpool_proxy.net.connector import Connector
@@ -101,7 +102,7 @@ class Worker:
         self.control = WorkerControl(self)
         self.console_control: Control = self.control
         self.users: dict[str, Secret] = {}
-        self.usual_secret = "plain"
+        self.usual = UsualSecrets()  # of auth_file
         self.admin_users: frozenset[str] = frozenset()
         self.stats_users: frozenset[str] = frozenset()
         self.closing: Report | None = None  # set while shutting down: what new clients are told
@@ -163,8 +164,9 @@ class Worker:
                 for problem in problems:
                     log.get_logger().error(f"broken auth file: {problem}")
         self.users = users
-        kinds = [secret.kind for secret in users.values()]
-        self.usual_secret = max(set(kinds), key=kinds.count) if kinds else "plain"
+        self.usual = UsualSecrets()
+        for secret in users.values():
+            self.usual.count(secret)
         self.host.forget_keys()
 
     def apply(self, config: Config) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import select
 import socket
@@ -18,7 +17,7 @@ from fix_clients import Database, Login, ask, assert_whole, run, settle, value
 from fix_proxy import MakeProxy, Proxy
 from fix_raw import RawClient, bind, execute, message, parse, query, startup_message, sync
 from fix_tcp import MakeMiddleman
-from fix_wait import wait_until
+from fix_wait import cpu_seconds, wait_until
 
 pytestmark = pytest.mark.cold_start
 
@@ -261,11 +260,6 @@ def few_files(make_proxy: MakeProxy, database: Database) -> Iterator[Proxy]:
     limited = "import os, sys, resource as r; r.setrlimit(r.RLIMIT_NOFILE, (60, 60)); os.execv(sys.argv[1], sys.argv[1:])"
     proxy.command = lambda: [sys.executable, "-c", limited, *command]  # type: ignore[method-assign]
     return proxy.start()
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_without_a_free_file_descriptor_those_who_are_in_are_served_and_others_come_in_later(

@@ -15,10 +15,11 @@ import pytest
 from fix_clients import Database, Gate
 from fix_postgres import Postgres, copy_of_template, locked, template
 from fix_proxy import ADMIN_PASSWORD, ADMIN_USER, MakeProxy, Proxy
-from fix_raw import Message, Peer, RawServer, message, startup_message
+from fix_raw import MakeRawClient, Message, Peer, RawServer, message, startup_message
 from fix_tls import reload_by_signal
 from fix_wait import wait_until
 
+from pgpool_proxy.auth.exchange import Secret
 from pgpool_proxy.auth.scram import build_secret, salted_password
 
 
@@ -372,6 +373,32 @@ def test_an_unknown_database_is_looked_up_like_any_other(
     assert counted() == 2
     assert "no such database: nowhere" in log_in(proxy, "trust_user", dbname="nowhere")
     assert counted() == 3
+
+
+@pytest.mark.parametrize("for_all", [True, False])
+def test_an_unknown_user_is_asked_for_what_most_of_those_are_that_were_found(
+    make_proxy: MakeProxy, database: Database, make_raw_client: MakeRawClient, for_all: bool
+) -> None:
+    """Most, not the last one; and whatever auth_file has, since none of them is in it."""
+    salted = Secret.of_scram(build_secret(bytes(32), b"salt" * 4, 4096)).value.decode()
+    proxy = make(
+        make_proxy, database, databases={"app": database.entry() if for_all else f"{database.entry()} auth_user=postgres"},
+        auth_user="postgres" if for_all else "", auth_type="md5",
+        auth_query="select $1::text, case left($1, 1)"
+        f" when 's' then '{salted}' when 'm' then 'md5' || repeat('0', 32) when 'p' then 'secret' end",
+    )  # fmt: skip
+
+    def asked(user: str) -> int:
+        client = make_raw_client(proxy.port)
+        client.send(startup_message(user))
+        return int.from_bytes(client.read_message().body[:4], "big")
+
+    assert asked("nobody") == 10
+    assert [asked(user) for user in ("s1", "s2", "s3")] == [10] * 3
+    assert [asked("m1") for _ in range(5)] == [5] * 5
+    assert asked("nobody") == 10
+    assert [asked(user) for user in ("p1", "p2", "p3")] == [5] * 3
+    assert asked("nobody") == 5
 
 
 def test_an_unknown_database_without_anybody_to_ask_takes_as_long(make_proxy: MakeProxy, database: Database) -> None:

@@ -11,6 +11,7 @@ from fix_clients import refusal
 from fix_postgres import USERS, Postgres
 from fix_proxy import MakeProxy
 from fix_raw import MakeRawClient, RawServer, message, startup_message
+from fix_wait import cpu_seconds
 
 METHODS = ("trust", "plain", "md5", "scram-sha-256")
 PASSWORD_USERS = [user for user, (_, password) in USERS.items() if password]
@@ -133,6 +134,30 @@ def test_unknown_users_and_databases_look_like_a_wrong_password(
     fields = last.fields()
     assert fields["C"] == "28P01"
     assert fields["M"] == ("SASL authentication failed" if method == "scram-sha-256" else "password authentication failed")
+
+
+@pytest.mark.parametrize("most", ["salted", "clear"])
+@pytest.mark.parametrize("method", ["plain", "md5", "scram-sha-256"])
+def test_a_user_that_does_not_exist_looks_like_most_of_an_auth_file_with_secrets_of_all_kinds(
+    make_proxy: MakeProxy, make_raw_client: MakeRawClient, postgres: Postgres, method: str, most: str
+) -> None:
+    """In what is asked for, in what is told, and in what its refusal costs: a derivation, or none."""
+    salted = secret_of(postgres, "scram_user").replace("$4096:", "$900000:")
+    secrets = {"salted": salted, "clear": "secret", "hashed": "md5" + "0" * 32}
+    users = {f"{kind}_{number}": secret for kind, secret in secrets.items() for number in range(6 if kind == most else 2)}
+    proxy = make_proxy(auth_type=method, users=users, scram_iterations=1_000_000)
+    asked = "scram-sha-256" if (method, most) == ("md5", "salted") else method
+
+    def seen(user: str) -> tuple[object, bool]:
+        before = cpu_seconds(proxy.pid)
+        found = conversation(make_raw_client, proxy.port, asked, user, "app")
+        return found, cpu_seconds(proxy.pid) - before > 0.1
+
+    nobody = seen("nobody")
+    assert nobody == seen(f"{most}_0")
+    assert nobody[1] == ((method, most) in {("plain", "salted"), ("scram-sha-256", "clear")}), "it costs a derivation"
+    if method == "scram-sha-256" or (method, most) == ("md5", "clear"):  # by SCRAM, a hash proves nobody, and it does not show
+        assert nobody == seen("hashed_0")
 
 
 def test_the_salt_of_an_unknown_user_stays_the_same_from_login_to_login(
