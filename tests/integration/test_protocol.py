@@ -141,6 +141,11 @@ CONVERSATIONS: dict[str, tuple[bytes, int]] = {
         parse("copy t from stdin") + bind() + execute() + message(b"d", b"21\n") + message(b"c") + sync() + query("select 1"),
         2,
     ),
+    "copy in by a named statement, twice": (
+        parse("copy t from stdin", "s") + bind("s") + execute() + message(b"d", b"21\n") + message(b"c") + sync()
+        + bind("s") + execute() + message(b"d", b"nonsense\n") + message(b"c") + sync() + close("S", "s") + sync(),
+        3,
+    ),
     "copy in by the extended protocol with a sync before its data": (
         parse("copy t from stdin") + bind() + execute() + sync() + message(b"d", b"21\n") + message(b"c") + sync(),
         1,
