@@ -3,11 +3,13 @@
 Theory of operation::
 
     NEW --start--> OFFERED --SASLInitialResponse--> CHALLENGED --SASLResponse--> [DERIVING --derived-->] ENDED
+                                                                  DERIVING --derived--> REFUSING --derived--> ENDED
 
 OFFERED has sent the mechanisms, CHALLENGED the server-first-message. DERIVING is for passwords stored plain only, and
-comes last: a client that does not get that far costs no PBKDF2. Any message out of turn ends the exchange. `again` goes
-back from ENDED to where the proof is held against a secret: the salt and the iterations that were sent stay, so a newer
-secret has to be a plain password or have the same ones.
+comes last: a client that does not get that far costs no PBKDF2. REFUSING derives once more, for nobody: the key of this user
+was kept from an earlier login, and a refusal at once would tell that there is such a user. Any message out of turn ends the
+exchange. `again` goes back from ENDED to where the proof is held against a secret: the salt and the iterations that were
+sent stay, so a newer secret has to be a plain password or have the same ones.
 
 Must not know where the secret came from. An exchange for a user that does not exist is given a mock secret and is
 `doomed`: it takes the same steps, computes the same things and is refused in the same words as a wrong password.
@@ -39,6 +41,7 @@ OFFERED: Final = 1
 CHALLENGED: Final = 2
 DERIVING: Final = 3
 ENDED: Final = 4
+REFUSING: Final = 5
 
 OFFER: Final = Challenge(AUTH_REQ_SASL, b"%s\0\0" % messages.MECHANISM)
 OFFER_WITH_PLUS: Final = Challenge(AUTH_REQ_SASL, b"%s\0%s\0\0" % (messages.MECHANISM_PLUS, messages.MECHANISM))
@@ -53,6 +56,7 @@ class ScramServerExchange(ServerExchange):
     """
 
     __slots__ = (
+        "_asked",
         "_auth_message",
         "_binding",
         "_doomed",
@@ -61,6 +65,7 @@ class ScramServerExchange(ServerExchange):
         "_iterations",
         "_nonce",
         "_password",
+        "_refusal",
         "_salt",
         "_secret",
         "_server_first",
@@ -90,6 +95,8 @@ class ScramServerExchange(ServerExchange):
         self._final: messages.ClientFinal | None = None
         self._server_first = b""
         self._auth_message = b""
+        self._asked: Derive | None = None
+        self._refusal: WrongSecret | None = None
 
     def start(self) -> Step:
         if self._state != NEW:
@@ -138,16 +145,30 @@ class ScramServerExchange(ServerExchange):
         self._final = final
         self._auth_message = b",".join((first.bare, self._server_first, final.without_proof))
         if self._secret is None:
-            self._state = DERIVING
-            return Derive(saslprep(self._password), self._salt, self._iterations, for_nobody=self._doomed)
+            return self._derive(saslprep(self._password))
         return self._decided(self._secret, final.proof)
 
     def derived(self, salted_password: bytes) -> Step:
-        final = self._final
-        if self._state != DERIVING or final is None:
-            raise IllegalTransition(f"ScramServerExchange: no key was to be derived in state {self._state}")
-        self._state = ENDED
-        return self._decided(scram.build_secret(salted_password, self._salt, self._iterations), final.proof)
+        final, asked, refusal = self._final, self._asked, self._refusal
+        state, self._state = self._state, ENDED
+        if state == REFUSING and refusal is not None:
+            raise refusal
+        if state != DERIVING or final is None or asked is None:
+            raise IllegalTransition(f"ScramServerExchange: no key was to be derived in state {state}")
+        secret = scram.build_secret(salted_password, self._salt, self._iterations)
+        try:
+            return self._decided(secret, final.proof)
+        except WrongSecret as failure:
+            if not asked.was_kept:
+                raise
+            self._refusal = failure
+            self._state = REFUSING
+            return Derive(asked.password, self._salt, self._iterations, cacheable=False, for_nobody=True)
+
+    def _derive(self, password: bytes) -> Step:
+        self._state = DERIVING
+        self._asked = Derive(password, self._salt, self._iterations, cacheable=not self._doomed, for_nobody=self._doomed)
+        return self._asked
 
     def again(self, secret: Secret) -> Step:
         final = self._final
@@ -155,8 +176,7 @@ class ScramServerExchange(ServerExchange):
             return super().again(secret)
         self._doomed = secret.is_empty
         if secret.kind == PLAIN:
-            self._state = DERIVING
-            return Derive(saslprep(secret.value), self._salt, self._iterations)
+            return self._derive(saslprep(secret.value))
         stored = secret.scram
         if stored is None or (stored.salt, stored.iterations) != (self._salt, self._iterations):
             raise messages.refused("the secret has changed: the proof was made with the salt of the old one")

@@ -56,13 +56,14 @@ class Reply(Step):
     payload: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Derive(Step):
     """Compute PBKDF2-HMAC-SHA-256 (`scram.salted_password`) off the loop, then call `derived` with its 32 bytes.
 
     The result is a pure function of the three, so it may be cached under them. `cacheable` is False where `password`
     was typed by a client that has proved nothing yet: a cache that keeps those can be filled by strangers.
-    `for_nobody`: the user does not exist, and must not be told by the time that this takes; it must delay nobody else.
+    `for_nobody`: for a login that will be refused, and takes as long whether there is such a user or not: it must delay
+    nobody else, and is computed each time. `was_kept` is set by who carries it out, where nothing had to be computed.
     """
 
     password: bytes = field(repr=False)
@@ -70,6 +71,7 @@ class Derive(Step):
     iterations: int
     cacheable: bool = True
     for_nobody: bool = False
+    was_kept: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,64 +2,58 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import monotonic
 from typing import Final
 
-from pgpool_proxy.auth.exchange import Derive
+from pgpool_proxy.auth.steps import Derive
+from pgpool_proxy.process.threads import Threads
 
 Wanted = tuple[bytes, bytes, int]  # password, salt, iterations
 MAX_DERIVED: Final = 10_000  # salted passwords that are kept: 32 bytes each
 
 
 class KeyDerivation:
-    """PBKDF2-HMAC-SHA-256 in two threads (hashlib lets go of the GIL), and in a third for users that there are not."""
+    """PBKDF2-HMAC-SHA-256 in two threads (hashlib lets go of the GIL), and in a third for logins that are refused anyway."""
 
     def __init__(self) -> None:
         self._derived: dict[Wanted, bytes] = {}
-        self._waiting: dict[Wanted, list[Callable[[bytes, float], None]]] = {}
-        self._of_nobody: dict[Wanted, bytes] = {}
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="derive")
-        self._last_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="derive-for-nobody")
+        self._waiting: dict[tuple[Wanted, bool], list[Callable[[bytes, float], None]]] = {}
+        self._threads = Threads(2, "derive")
+        self._last_thread = Threads(1, "derive-for-nobody")
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._last_thread.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
+        self._last_thread.close()
 
     def forget(self) -> None:
         """The secrets may have changed."""
         self._derived.clear()
-        self._of_nobody.clear()
 
     def derive(self, step: Derive, done: Callable[[bytes, float], None]) -> None:
         """`done(salted_password, now)` is called on the loop, at once or later."""
         wanted = (step.password, step.salt, step.iterations)
-        kept = self._of_nobody if step.for_nobody else self._derived
-        known = kept.get(wanted)
+        known = None if step.for_nobody else self._derived.get(wanted)
         if known is not None:
+            step.was_kept = True
             done(known, monotonic())
             return
-        waiting = self._waiting.get(wanted)
+        waiting = self._waiting.get((wanted, step.for_nobody))
         if waiting is not None:
             waiting.append(done)
             return
-        self._waiting[wanted] = [done]
+        self._waiting[wanted, step.for_nobody] = [done]
         threads = self._last_thread if step.for_nobody else self._threads
-        future = asyncio.get_running_loop().run_in_executor(threads, hashlib.pbkdf2_hmac, "sha256", *wanted)
-        future.add_done_callback(lambda _: self._key_derived(wanted, kept if step.cacheable else None, future))
+        threads.run(partial(hashlib.pbkdf2_hmac, "sha256", *wanted), partial(self._key_derived, wanted, step))
 
-    def _key_derived(self, wanted: Wanted, kept: dict[Wanted, bytes] | None, future: asyncio.Future[bytes]) -> None:
-        waiting = self._waiting.pop(wanted, [])
-        if future.cancelled() or future.exception() is not None:
-            return  # the process is ending
-        key = future.result()
-        if kept is not None:
-            if len(kept) >= MAX_DERIVED:
-                kept.clear()
-            kept[wanted] = key
+    def _key_derived(self, wanted: Wanted, step: Derive, key: bytes) -> None:
+        waiting = self._waiting.pop((wanted, step.for_nobody), [])
+        if step.cacheable and not step.for_nobody:
+            if len(self._derived) >= MAX_DERIVED:
+                self._derived.clear()
+            self._derived[wanted] = key
         now = monotonic()
         for done in waiting:
             done(key, now)

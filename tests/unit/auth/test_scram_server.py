@@ -125,7 +125,7 @@ def test_proof_of_another_exchange_is_refused(doors, scram_secret, salted):
 
 
 def test_unknown_user_sees_what_a_wrong_password_sees(doors):
-    """Same steps but for the derivation, same salt each time, same report as a known user with a plain password."""
+    """Same steps, same salt each time, same report as a known user with a plain password."""
     seen = []
     for stored, known in ((None, False), (None, False), ("secret", True)):
         exchange = doors.server("scram-sha-256", stored, known=known)
@@ -323,3 +323,38 @@ def test_a_key_is_derived_for_nobody_where_it_is_for_most(doors, stored, mock_ki
         exchange = doors.server("scram-sha-256", stored, known=stored is not None, mock_kind=mock_kind)
         with pytest.raises(WrongSecret):
             doors.settled(exchange, own_login(exchange, right))
+
+
+def test_a_refusal_takes_as_long_where_the_key_is_known_from_an_earlier_login(doors, salted):
+    """The second wrong password of a known user costs what the first of an unknown one does."""
+    exchange = doors.server("scram-sha-256", "secret")
+    step = own_login(exchange, bytes(32))
+    assert isinstance(step, Derive)
+    step.was_kept = True
+    decoy = exchange.derived(scram.salted_password(step.password, step.salt, step.iterations))
+    assert isinstance(decoy, Derive)
+    assert (decoy.iterations, decoy.for_nobody, decoy.cacheable) == (step.iterations, True, False)
+    with pytest.raises(WrongSecret, match="proof"):
+        exchange.derived(bytes(32))
+    with pytest.raises(IllegalTransition):
+        exchange.derived(bytes(32))
+
+
+def test_the_right_password_is_accepted_at_once_where_the_key_is_known(doors):
+    salt = scram.salt_of_name("alice", bytes(range(32)))
+    exchange = doors.server("scram-sha-256", "secret")
+    step = own_login(exchange, scram.salted_password(b"secret", salt, 4096))
+    assert isinstance(step, Derive)
+    step.was_kept = True
+    assert isinstance(doors.settled(exchange, step), Accepted)
+
+
+def test_a_proof_that_waits_for_its_refusal_can_be_held_against_a_newer_secret(doors):
+    salt = scram.salt_of_name("alice", bytes(range(32)))
+    exchange = doors.server("scram-sha-256", "old")
+    step = own_login(exchange, scram.salted_password(b"new", salt, 4096))
+    assert isinstance(step, Derive)
+    step.was_kept = True
+    with pytest.raises(WrongSecret):
+        doors.settled(exchange, doors.settled(exchange, step))
+    assert isinstance(doors.settled(exchange, exchange.again(Secret.of("new"))), Accepted)

@@ -65,20 +65,7 @@ def test_no_key_is_derived_in_the_loops_thread(derivation: keys.KeyDerivation, m
     assert threading.get_ident() not in threads
 
 
-def test_a_crowd_of_nobodies_does_not_delay_a_login(derivation: keys.KeyDerivation) -> None:
-    async def main() -> None:
-        order: list[str] = []
-        done = asyncio.Event()
-        for number in range(50):
-            derivation.derive(step(b"%d" % number, for_nobody=True), lambda *_: order.append("nobody"))
-        derivation.derive(step(b"secret"), lambda *_: (order.append("somebody"), done.set()))  # type: ignore[func-returns-value]
-        await done.wait()
-        assert order.count("nobody") < 25
-
-    asyncio.run(asyncio.wait_for(main(), 60))
-
-
-def test_nobodies_are_remembered_too_and_drive_nobody_out(
+def test_nobodies_are_not_remembered_and_drive_nobody_out(
     derivation: keys.KeyDerivation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys, "MAX_DERIVED", 3)
@@ -95,7 +82,38 @@ def test_nobodies_are_remembered_too_and_drive_nobody_out(
         assert not await derived(step(b"secret"))
         for number in range(5):
             assert not await derived(step(b"%d" % number, for_nobody=True))
-        assert await derived(step(b"4", for_nobody=True)), "as quick the second time as that of a known user"
-        assert await derived(step(b"secret"))
+        assert not await derived(step(b"4", for_nobody=True)), "as slow the second time"
+        assert not await derived(step(b"secret", for_nobody=True)), "whether somebody has it or not"
+        again = step(b"secret")
+        assert await derived(again)
+        assert again.was_kept
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_crowd_of_nobodies_delays_no_login_not_even_one_that_wants_the_same_key(
+    derivation: keys.KeyDerivation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+
+    def derive(name: str, password: bytes, salt: bytes, iterations: int) -> bytes:
+        if threading.current_thread().name.startswith("derive-for-nobody"):
+            over.wait(60)
+        return password
+
+    monkeypatch.setattr(hashlib, "pbkdf2_hmac", derive)
+
+    async def main() -> None:
+        order: list[str] = []
+        done = asyncio.Event()
+        for number in range(50):
+            derivation.derive(step(b"%d" % number, for_nobody=True), lambda *_: order.append("nobody"))
+        derivation.derive(step(b"secret", for_nobody=True), lambda *_: order.append("refused"))
+        derivation.derive(step(b"secret"), lambda *_: done.set())
+        try:
+            await done.wait()
+            assert order == []
+        finally:
+            over.set()
 
     asyncio.run(asyncio.wait_for(main(), 60))
