@@ -1,10 +1,12 @@
 """Addresses whose logins fail: auth_failure_delay slows them down, auth_failure_ban refuses them for a while.
 
-Knows addresses and times only. Clients of the unix socket are no strangers: they are neither counted nor refused.
+An IPv6 network of 64 bits counts as one address, since a single machine may take any in it. Knows addresses and times only.
+Clients of the unix socket are no strangers: they are neither counted nor refused.
 """
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Final
 
 FAILURES: Final = 10  # failed logins in a row until an address is refused
@@ -32,6 +34,7 @@ class FailedLogins:
         """True while logins of this address are refused unheard."""
         if not self._failed:
             return False
+        address = origin_of(address)
         failures, last = self._failed.get(address, (0, 0.0))
         if failures < FAILURES:
             return False
@@ -44,6 +47,7 @@ class FailedLogins:
         """Count a failed login. True: this one was the last straw."""
         if self.ban_s <= 0:
             return False
+        address = origin_of(address)
         failures, last = self._failed.pop(address, (0, now))
         failures = 1 if now - last >= self.ban_s else failures + 1
         if len(self._failed) >= MAX_ADDRESSES:
@@ -53,4 +57,17 @@ class FailedLogins:
 
     def succeeded(self, address: str) -> bool:
         """Forget the failures. True: there were any."""
-        return bool(self._failed) and self._failed.pop(address, None) is not None
+        return bool(self._failed) and self._failed.pop(origin_of(address), None) is not None
+
+
+def origin_of(address: str) -> str:
+    """Whose failures those of `address` are: its own, or those of its IPv6 network."""
+    if ":" not in address:
+        return address
+    try:
+        found = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))

@@ -12,7 +12,6 @@ import asyncio
 import os
 import pwd
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -25,9 +24,10 @@ from pgpool_proxy.errors import AuthenticationFailed, ConfigError, Report
 from pgpool_proxy.pool.pool import NO_REPLICATION
 from pgpool_proxy.pool.registry import Database, Registry
 from pgpool_proxy.process.auth_query import Lookups
-from pgpool_proxy.process.failed_logins import FAILURES, FailedLogins
+from pgpool_proxy.process.failed_logins import FAILURES, FailedLogins, origin_of
 from pgpool_proxy.process.outside import Outside, Question
 from pgpool_proxy.process.rules import Rules
+from pgpool_proxy.process.threads import Threads
 from pgpool_proxy.session.client_login import ClientLogin
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.context import Admission
@@ -78,7 +78,7 @@ class Logins:
         self._may_look_up: bool = False  # some database, or all, have an auth_user
         self._scram_iterations: int = 4096
         self._process_secret = worker.membership.secret if worker.membership is not None else os.urandom(32)
-        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="accounts")
+        self._threads = Threads(1, "accounts")
         self.rules = Rules(worker.tasks, worker.dns.addresses)
         self.lookups = Lookups(worker)
         self.failed = FailedLogins()
@@ -96,7 +96,7 @@ class Logins:
         self._scram_iterations = settings.scram_iterations
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
         self.outside.close()
 
     def forget(self) -> None:
@@ -286,15 +286,14 @@ class Logins:
     def _prove_by_account(self, login: ClientLogin, method: Method, known: bool) -> None:
         """peer: the account at the other end of the unix socket; the user database may be slow to ask."""
         uid = int(login.session.peer_uid)
-        future = asyncio.get_running_loop().run_in_executor(self._threads, account_name, uid)
 
-        def told(ended: asyncio.Future[str]) -> None:
-            if ended.cancelled() or not is_alive(login):
+        def told(name: str) -> None:
+            if not is_alive(login):
                 return
-            proved = known and uid >= 0 and self.rules.ident.match(method.map, ended.result(), login.user)
+            proved = known and uid >= 0 and self.rules.ident.match(method.map, name, login.user)
             self._admit(login, OpenExchange(None if proved else errors.PEER_FAILED), method, monotonic())
 
-        future.add_done_callback(told)
+        self._threads.run(lambda: account_name(uid), told)
 
     # --- LDAP and PAM -----------------------------------------------------------------------------------------------------
     def _question(self, login: ClientLogin, method: Method) -> Question:
@@ -327,7 +326,8 @@ class Logins:
         logger.info(f"login failed: db={login.database_name} user={login.user}", reason=failure.reason)
         logger.debug(f"why the login failed: {failure.reason}")
         if not session.is_unix and self._count_failure(session.address, now):
-            logger.warning(f"{FAILURES} failed logins in a row: {session.address} is refused for {self.failed.ban_s:g} s")
+            whose = origin_of(session.address)
+            logger.warning(f"{FAILURES} failed logins in a row: {whose} is refused for {self.failed.ban_s:g} s")
         delay = self.failed.delay_s
         if delay <= 0 or session.is_unix:
             session.fail(failure.report, now)

@@ -300,6 +300,16 @@ def test_auth_failure_ban_refuses_an_address_that_keeps_failing_but_not_the_unix
     assert wait_until(lambda: told(proxy, "plain_user", "plain-secret") == "plain_user")
 
 
+def test_auth_failure_ban_counts_over_all_workers(make_proxy: MakeProxy) -> None:
+    proxy = make_proxy(auth_type="plain", auth_failure_ban=3600, workers=2)
+    told(proxy, "plain_user", "wrong")
+    assert told(proxy, "plain_user", "plain-secret") == "plain_user"  # forgives, in both workers
+    for _ in range(9):
+        assert "password authentication failed" in told(proxy, "plain_user", "wrong")
+    wait_until(lambda: "too many failed logins" in told(proxy, "plain_user", "wrong"))
+    wait_until(lambda: all("too many failed logins" in told(proxy, "plain_user", "plain-secret") for _ in range(6)))
+
+
 def test_a_flood_of_bad_logins_does_not_block_the_loop(make_proxy: MakeProxy, make_raw_client: MakeRawClient) -> None:
     secret = subprocess.run(
         [sys.executable, "-m", "pgpool_proxy", "passwd", "-i", "1000000", "trust_user"],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pgpool_proxy.process.failed_logins import FAILURES, MAX_ADDRESSES, FailedLogins
+import pytest
+
+from pgpool_proxy.process.failed_logins import FAILURES, MAX_ADDRESSES, FailedLogins, origin_of
 
 
 def banned(ban_s: float = 60.0) -> FailedLogins:
@@ -56,3 +58,31 @@ def test_what_it_remembers_is_bounded() -> None:
         failed.failed(f"a{number}", 101)
     assert repr(failed) == f"<FailedLogins addresses={MAX_ADDRESSES}>"
     assert not failed.is_banned("10.0.0.1", 101)
+
+
+def test_an_ipv6_network_of_64_bits_counts_as_one_address() -> None:
+    """A single machine has all of it for the asking."""
+    failed = FailedLogins()
+    failed.configure(0, 60)
+    for number in range(FAILURES):
+        assert failed.failed(f"2001:db8:0:7::{number:x}", 0) == (number == FAILURES - 1)
+    assert failed.is_banned("2001:db8:0:7:ffff:ffff:ffff:ffff", 1)
+    assert not failed.is_banned("2001:db8:0:8::1", 1)
+    assert failed.succeeded("2001:db8:0:7::1")
+    assert not failed.is_banned("2001:db8:0:7::1", 1)
+
+
+@pytest.mark.parametrize(
+    ("address", "origin"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::1", "::/64"),
+        ("", ""),
+        ("no:address", "no:address"),
+    ],
+)
+def test_whom_an_address_belongs_to(address: str, origin: str) -> None:
+    assert origin_of(address) == origin
