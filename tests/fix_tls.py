@@ -6,14 +6,28 @@ import shutil
 import ssl
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from signal import SIGHUP
+from typing import Any, Final
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from fix_postgres import Postgres, copy_of_template, make_template
 from fix_proxy import Proxy
 from fix_wait import hand_over, wait_until
+
+PSS: Final = padding.PSS(padding.MGF1(hashes.SHA512()), padding.PSS.DIGEST_LENGTH)
+# name -> kind of key, hash, padding
+SIGNATURES: Final[dict[str, tuple[str, Any, Any]]] = {
+    "rsa-sha512": ("rsa", hashes.SHA512(), None),
+    "rsa-pss-sha384": ("rsa", hashes.SHA384(), PSS),
+    "ecdsa-sha384": ("ec", hashes.SHA384(), None),
+    "ed25519": ("ed25519", None, None),
+}
 
 
 class Certificates:
@@ -46,6 +60,24 @@ class Certificates:
         leaf = (authority or self.authority).issue_cert(*identities, common_name=common_name)
         chain = b"".join(pem.bytes() for pem in leaf.cert_chain_pems)
         return self._write(f"{name}.crt", chain), self._write(f"{name}.key", leaf.private_key_pem.bytes())
+
+    def self_signed(self, name: str) -> tuple[Path, Path]:
+        """(certificate, key) for localhost, signed in the way that SIGNATURES calls `name`."""
+        kind, algorithm, padder = SIGNATURES[name]
+        key = {"rsa": lambda: rsa.generate_private_key(65537, 2048), "ec": lambda: ec.generate_private_key(ec.SECP256R1()),
+               "ed25519": ed25519.Ed25519PrivateKey.generate}[kind]()  # fmt: skip
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+        now = datetime.now(UTC)
+        certificate = (
+            x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+            .sign(key, algorithm, rsa_padding=padder)
+        )
+        pem = serialization.Encoding.PEM
+        private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        return self._write(f"{name}.crt", certificate.public_bytes(pem)), self._write(f"{name}.key", private)
 
     def client(self, user: str, authority: trustme.CA | None = None) -> dict[str, object]:
         """libpq's sslcert and sslkey of a certificate whose common name is `user`."""

@@ -112,8 +112,8 @@ def logical_lines(text: str) -> list[tuple[int, str]]:
     return [*lines, (first, begun)] if begun else lines
 
 
-def split_fields(line: str) -> list[list[Token]]:
-    """The fields of a line without its comment. Raises ConfigError."""
+def split_fields(line: str, of_list: bool = False) -> list[list[Token]]:
+    """The fields of a line without its comment. `of_list`: it may end in a comma. Raises ConfigError."""
     fields: list[list[Token]] = []
     after_comma = False
     at = 0
@@ -129,7 +129,7 @@ def split_fields(line: str) -> list[list[Token]]:
             fields.append([token])
         after_comma = at < len(line) and line[at] == ","
         at += after_comma
-    if after_comma:
+    if after_comma and not of_list:
         raise ConfigError("nothing follows a comma")
     return fields
 
@@ -167,7 +167,7 @@ def expand(field: list[Token], file: str, files: Files, above: tuple[str, ...]) 
             continue
         path = beside(file, token.text[1:])
         for _, content in logical_lines(files.text(path, above)):
-            for names in split_fields(content):
+            for names in split_fields(content, of_list=True):
                 out += expand(names, path, files, (*above, path))
     return out
 

@@ -44,10 +44,10 @@ def write_rules(proxy: Proxy, rules: str) -> None:
     Path(str(proxy.settings["auth_hba_file"])).write_text(rules)
 
 
-def refused(proxy: Proxy) -> str:
+def refused(proxy: Proxy, **keywords: object) -> str:
     """What a login that is refused is told; empty for one that is let in."""
     try:
-        proxy.connect().close()
+        proxy.connect(**keywords).close()
     except psycopg.OperationalError as error:
         return str(error)
     return ""
@@ -200,6 +200,52 @@ def test_a_broken_line_at_reload_keeps_the_old_rules(hba_proxy) -> None:  # type
     assert whoami(proxy, user="scram_user") == "scram_user"
     with pytest.raises(psycopg.OperationalError, match="no authentication method is found"):
         proxy.connect()
+
+
+def test_rules_lists_and_maps_may_lie_in_files_of_their_own(hba_proxy, certificates: Certificates) -> None:  # type: ignore[no-untyped-def]
+    """include, include_if_exists, include_dir, @lists and patterns; a broken line in any of them keeps the old rules."""
+    proxy = hba_proxy(
+        "include_if_exists nothing.conf\ninclude first.conf\ninclude_dir more\n", ident="include maps.conf\n", start=False,
+        client_tls_sslmode="allow", **certificates.settings(ca=True),
+    )  # fmt: skip
+    directory = Path(str(proxy.settings["auth_hba_file"])).parent
+    (directory / "more").mkdir()
+    (directory / "more").chmod(0o755)
+    files = {
+        "first.conf": "host all @users.txt all reject\nhostssl @databases.txt /^scram_ samehost cert map=people\n",
+        "users.txt": "md5_user, # never\n@more.txt\n",
+        "more.txt": "plain_user\n",
+        "databases.txt": "app\n",
+        "maps.conf": "people /^(.*)@corp\\.example$ \\1_user\n",
+        "more/10.conf": "host all /^trust_ samenet trust\n",
+        "more/20.conf": "host all all all reject\n",
+        "more/30.text": "this is no rule and no .conf\n",
+    }
+    for name, text in files.items():
+        (directory / name).write_text(text)
+        hand_over(directory / name)
+    hand_over(directory / "more")
+    proxy.start()
+
+    def let_in() -> list[bool]:
+        scram = certificates.client("scram@corp.example")
+        return [refused(proxy, **keywords) == "" for keywords in ({}, {"user": "scram_user", "sslmode": "require", **scram})]
+
+    def turned_away() -> list[str]:
+        odd = certificates.client("scram@corpXexample")
+        return [refused(proxy, user=user) for user in ("md5_user", "plain_user", "pgbouncer")] + [
+            refused(proxy, user="scram_user", sslmode="require", **odd)
+        ]
+
+    assert let_in() == [True, True]
+    assert ["rejected" in said or "certificate auth" in said for said in turned_away()] == [True] * 4
+    for name, at in (("more/10.conf", "10.conf:1"), ("maps.conf", "maps.conf:1"), ("first.conf", "first.conf:1")):
+        (directory / name).write_text("host all all all trust extra words\n" if name != "maps.conf" else "people /( x\n")
+        reload_by_signal(proxy)
+        assert proxy.wait_log(f"RELOAD failed, the old configuration stays.*{at}")
+        assert let_in() == [True, True]
+        assert "" not in turned_away()
+        (directory / name).write_text(files[name])
 
 
 @pytest.mark.parametrize("rules", ["host all all all\n", "host all all all gss\n", "host all all 999.0.0.1/8 trust\n"])

@@ -33,7 +33,7 @@ from fix_raw import (
     startup_message,
     sync,
 )
-from fix_tls import Certificates, reload_by_signal
+from fix_tls import SIGNATURES, Certificates, reload_by_signal
 from fix_wait import LOOPBACK, wait_until
 
 TLS_MODES = ("allow", "prefer", "require")
@@ -263,6 +263,22 @@ def psql(proxy: Proxy, certificates: Certificates, **keywords: object) -> subpro
 def test_psql_binds_to_the_channel(standing: Proxy, certificates: Certificates, sslmode: str, binding: str) -> None:
     done = psql(standing, certificates, sslmode=sslmode, sslrootcert=certificates.ca, channel_binding=binding)
     assert (done.stdout, done.stderr) == ("7\n", "")
+
+
+def test_a_certificate_of_any_signature_binds_or_is_not_offered(make_proxy: MakeProxy, certificates: Certificates) -> None:
+    """RFC 5929 says which hash of a certificate is bound to, and none for Ed25519: libpq gives up where that is offered."""
+    pairs = {name: certificates.self_signed(name) for name in SIGNATURES}
+    proxy = make_proxy(auth_type="scram-sha-256", client_tls_sslmode="require", **certificates.settings())
+    for name, pair in pairs.items():
+        proxy.settings |= certificates.settings(pair=pair)
+        reload_by_signal(proxy)
+        binding = "require" if name != "ed25519" else "prefer"
+        keywords = {"sslmode": "verify-full", "sslrootcert": pair[0], "channel_binding": binding}
+        done = psql(proxy, certificates, **keywords)
+        assert (done.stdout, done.stderr) == ("7\n", ""), name
+        assert scram(proxy, certificates, **keywords).execute("select 7").fetchone() == (7,), name
+    done = psql(proxy, certificates, sslmode="require", channel_binding="require")
+    assert "channel binding" in done.stderr
 
 
 @pytest.mark.parametrize("binding", ["disable", "prefer", "require"])

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from fix_postgres import USERS, Postgres
-from fix_proxy import MakeProxy, Proxy
+from fix_proxy import ADMIN_PASSWORD, ADMIN_USER, MakeProxy, Proxy
 from fix_raw import SSL_REQUEST, Peer, RawServer, message
 from fix_tls import Certificates, reload_by_signal
 from fix_wait import wait_until
@@ -204,6 +204,25 @@ def test_scram_binds_to_the_servers_certificate(
         server_require_auth="scram-sha-256",
     )  # fmt: skip
     assert proxy.sql("select current_user", user="ssl_user") == [("ssl_user",)]
+
+
+def test_scram_binds_to_a_certificate_of_any_signature_where_there_is_a_way(
+    make_proxy: MakeProxy, tls_postgres: Postgres, certificates: Certificates
+) -> None:
+    """Ed25519 has none: PostgreSQL offers -PLUS all the same, and refuses it."""
+    proxy = make_proxy(
+        databases=entry(tls_postgres), users={"ssl_user": "ssl-secret", ADMIN_USER: ADMIN_PASSWORD},
+        server_tls_sslmode="require", server_require_auth="scram-sha-256", server_login_retry=0,
+    )  # fmt: skip
+    try:
+        for name in ("rsa-pss-sha384", "ed25519"):
+            certificate, key = certificates.self_signed(name)
+            tls_postgres.configure(ssl_cert_file=f"'{certificate}'", ssl_key_file=f"'{key}'")
+            wait_until(lambda: not proxy.admin("SHOW SERVERS"))
+            assert proxy.sql("select current_user", user="ssl_user") == [("ssl_user",)], name
+    finally:
+        certificate, key = certificates.server
+        tls_postgres.configure(ssl_cert_file=f"'{certificate}'", ssl_key_file=f"'{key}'")
 
 
 def test_scram_passes_the_clients_keys_through(

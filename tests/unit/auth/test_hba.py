@@ -316,7 +316,7 @@ def test_include_dir_takes_conf_files_in_order():
 
 
 def test_names_from_files():
-    disk = Disk(etc__users="alice, bob # two\n@more\n", etc__more='"carol d"\n')
+    disk = Disk(etc__users="alice, # the comma goes on in the next line\nbob,\n\n@more\n", etc__more='"carol d"\n')
     text = "host all @users,eve all trust"
     rules = parse_hba(text, "etc/hba", disk.read)
     assert rules.problems == []
