@@ -176,9 +176,9 @@ def _client_row(source: Source, client: PoolClient, states: dict[int, str]) -> R
     name, tls, application_name, prepared = "", "", "", 0
     if session is not None:
         name = session.user_name
-        address, port, pid = _peer(session.address, session.port)
+        address, port, pid = peer(session.address, session.port)
         tls = session.tls
-        application_name = _application_name(source, session)
+        application_name = name_of_application(source, session)
         statements = session.statements
         prepared = len(statements) if statements is not None else 0
     waited = max(source.now() - client.wait_start, 0.0) if client.wait_start > 0 else 0.0
@@ -212,7 +212,7 @@ def _server_row(source: Source, server: PoolServer, states: dict[int, str]) -> R
     if session is not None:
         address, port = session.address or session.host, session.port
         tls = session.tls
-        application_name = _application_name(source, session)
+        application_name = name_of_application(source, session)
         prepared = len(session.statements)
     return (
         "S",
@@ -238,7 +238,7 @@ def _server_row(source: Source, server: PoolServer, states: dict[int, str]) -> R
     )
 
 
-def _peer(address: str, port: int) -> tuple[str, int, int]:
+def peer(address: str, port: int) -> tuple[str, int, int]:
     """Address, port and process id of a client; only those of unix sockets tell the last."""
     if address.startswith("unix(") and address.endswith(")") and address[5:-1].isdigit():
         return "unix", port, int(address[5:-1])
@@ -249,7 +249,7 @@ def _replication(pool: Pool | None) -> str:
     return REPLICATION_NAMES[int(pool.replication)] if pool is not None else "none"
 
 
-def _application_name(source: Source, session: ClientSession | ServerSession) -> str:
+def name_of_application(source: Source, session: ClientSession | ServerSession) -> str:
     at = source.context.tracked.index(b"application_name")
     value = session.parameters.values[at] if at >= 0 else None
     return value.decode("utf-8", "replace") if value else ""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, groupby, islice
 from typing import Any, Final, TypeAlias
 
-from pgpool_proxy.admin import connections, fds, rows, waits, workers
+from pgpool_proxy.admin import connections, fds, rows, top, waits, workers
 from pgpool_proxy.admin.connections import Place
 from pgpool_proxy.admin.control import ACTIVE, PAUSED, SUSPENDED, Row, Source, WorkerFigures
 from pgpool_proxy.admin.show import TABLES, find_table
@@ -269,6 +269,7 @@ MERGINGS: Final[dict[str, Merging]] = {
     "SESSION_STATE": _grouped("SESSION_STATE", 2, summed=("pinned", *STATE_KINDS)),
     "STATS_HISTOGRAMS": Merging(waits.histograms, _histograms),
     "WAITS": Merging(_waits_records, _waits),
+    "TOP": Merging(top.top, lambda parts: top.first_rows(tuple(row) for _, row in _by_place(parts))),
     "WORKERS": Merging(workers.own_records, _workers),
     "LISTS": Merging(rows.amounts, _lists),
     "CONFIG": _first(TABLES["CONFIG"].rows),

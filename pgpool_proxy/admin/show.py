@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from pgpool_proxy.admin import connections, fds, rows, waits, workers
+from pgpool_proxy.admin import connections, fds, rows, top, waits, workers
 from pgpool_proxy.admin.connections import Place
 from pgpool_proxy.admin.control import Row, Source
 from pgpool_proxy.admin.grammar import invalid
@@ -153,6 +153,7 @@ _ALL: Final = (
         _columns("id database:text user:text addr:text port since:text wait wait_us queue reason:text worker"),
         _placed(waits.waits),
     ),
+    Table("TOP", "clients that use the servers most, of late", _columns(top.COLUMNS), _placed(top.top)),
     Table(
         "WORKERS",
         "the processes that serve",

@@ -1,4 +1,5 @@
-"""Snapshots of all pools' counters, per database: the averages of SHOW STATS and the log line of each stats_period."""
+"""Snapshots of all pools' counters, per database: the averages of SHOW STATS and the log line of each stats_period; and of each
+client's, for SHOW TOP."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from time import monotonic
 from pgpool_proxy.pool import stats
 from pgpool_proxy.pool.pool import Pool
 from pgpool_proxy.pool.registry import Registry
+from pgpool_proxy.session.client_session import ClientSession
+from pgpool_proxy.session.usage import end_period
 
 
 class Statistics:
@@ -56,6 +59,11 @@ class Statistics:
         self.seconds = now - self._taken_at
         self._previous_at = self._taken_at
         self._taken_at = now
+        for pool in self._registry.pools.values():
+            for clients in pool.clients:
+                for client in clients.members():
+                    if isinstance(client, ClientSession):
+                        end_period(client, now)
 
     def base(self, database: str, now: float) -> tuple[tuple[int, ...], float]:
         """What the averages of SHOW STATS count from, and how long ago that was: the beginning of the last whole period, as in

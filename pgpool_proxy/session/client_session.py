@@ -27,6 +27,7 @@ from pgpool_proxy.session.parameters import Parameters
 from pgpool_proxy.session.prepared_statements import ClientStatements
 from pgpool_proxy.session.server_session import ServerSession
 from pgpool_proxy.session.transport import Transport
+from pgpool_proxy.session.usage import ClientUse
 from pgpool_proxy.wire import backend
 from pgpool_proxy.wire.codes import (
     COPY_DATA,
@@ -68,6 +69,7 @@ class ClientSession(PoolClient):
         self.at_connect: Parameters = context.tracked.nothing  # what it had after its login
         self.statements: ClientStatements | None = None
         self.unnamed: bytes | None = None
+        self.use: ClientUse | None = None  # see usage.py
         self.states_seen: i64 = 0  # kinds of session state that were logged for it
         self.voice: object = None  # what the host keeps to speak of it in the log
         self.blocked: i64 = 0

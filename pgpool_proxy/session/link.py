@@ -31,7 +31,7 @@ from mypy_extensions import i64
 from pgpool_proxy import errors
 from pgpool_proxy.errors import Report
 from pgpool_proxy.pool.pool import IGNORE, SESSION, STATEMENT
-from pgpool_proxy.session import answers, recovery, requests, session_state, statement_text
+from pgpool_proxy.session import answers, recovery, requests, session_state, statement_text, usage
 from pgpool_proxy.session.outstanding import (
     ACTION_MASK,
     FAKE,
@@ -108,6 +108,9 @@ class Link:
         self.status: i64 = STATUS_IDLE
         self.query_start: float = 0.0
         self.xact_start: float = 0.0
+        self.counted_at: float = 0.0  # see usage.py; so far the transaction under way is counted
+        self.received: i64 = 0  # bytes of the query under way
+        self.sent: i64 = 0
         self.status_time: float = 0.0  # when the last ReadyForQuery came
         self.cancel_time: float = 0.0  # when the query was cancelled by us: for a timeout, or because its client left
         self.rolled_back: bool = False  # a ROLLBACK was sent for a client that has left
@@ -226,6 +229,8 @@ class Link:
         self.from_client_framer.reset()
         self.query_start = 0.0
         self.xact_start = 0.0
+        self.received = 0
+        self.sent = 0
         self.cancel_time = 0.0
         self.rolled_back = False
         self.saw_ddl = False
@@ -282,6 +287,7 @@ class Link:
         server = self.server
         stats = server.pool.stats
         stats.bytes_received += len(data)
+        self.received += len(data)
         framer = self.from_client_framer
         if not framer.feed(data):
             return
@@ -410,6 +416,7 @@ class Link:
         """A chunk of the linked server. Raises `ProtocolViolation` when it says what no server says here."""
         framer = self.from_server_framer
         self.server.pool.stats.bytes_sent += len(data)
+        self.sent += len(data)
         if not framer.feed(data):
             return
         outstanding = self.outstanding
@@ -503,15 +510,18 @@ class Link:
     def end_of_query(self, status: i64, now: float) -> None:
         server = self.server
         stats = server.pool.stats
+        client = self.client
         self.status_time = now
         if self.query_start > 0.0:
+            if client is not None:
+                usage.count_query(self, client)
             took = i64((now - self.query_start) * 1_000_000)
             stats.query_time += took
             stats.queries.add(took)
             self.query_start = 0.0
             slow = server.context.slow_query_us
-            if slow and took >= slow and self.client is not None:
-                server.context.host.slow_query(self.client, self, took)
+            if slow and took >= slow and client is not None:
+                server.context.host.slow_query(client, self, took)
         self.cancel_time = 0.0
         if status == STATUS_IDLE:
             self.ready = not self.copy_in
@@ -519,6 +529,8 @@ class Link:
                 self.saw_ddl = False
                 server.context.statements.tables_changed()
             if self.xact_start > 0.0:
+                if client is not None:
+                    usage.count_transaction(self, client, now)
                 lasted = i64((now - self.xact_start) * 1_000_000)
                 stats.xact_time += lasted
                 stats.xacts.add(lasted)

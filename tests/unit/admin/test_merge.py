@@ -128,7 +128,7 @@ def test_of_all_workers_a_table_is_that_of_one_process_with_all_of_their_clients
     assert found == expected
 
 
-@pytest.mark.parametrize("table", ["CLIENTS", "SERVERS", "SOCKETS", "WAITS", "FDS", "WORKERS"])
+@pytest.mark.parametrize("table", ["CLIENTS", "SERVERS", "SOCKETS", "TOP", "WAITS", "FDS", "WORKERS"])
 def test_every_row_names_its_worker(script: Script, table: str) -> None:
     found = rows(table, merged(table, script.parts(table)))
     assert {row["worker"] for row in found} == {1, 2, 3}

@@ -56,7 +56,7 @@ PGBOUNCER = {
     "VERSION": "version:t",
 }
 TYPES = {"": INT4, "t": TEXT, "q": INT8, "N": NUMERIC, "b": BYTEA}
-OWN = {"SESSION_STATE", "STATS_HISTOGRAMS", "WAITS", "WORKERS"}
+OWN = {"SESSION_STATE", "STATS_HISTOGRAMS", "TOP", "WAITS", "WORKERS"}
 CHANGES = {"MEM", "WORKERS"}  # memory and CPU time
 
 

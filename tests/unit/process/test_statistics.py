@@ -17,7 +17,7 @@ class Counted:
 
     def __init__(self) -> None:
         self.pool = PoolStats()
-        pool = SimpleNamespace(main=None, stats=self.pool, database=SimpleNamespace(name="app"))
+        pool = SimpleNamespace(main=None, stats=self.pool, database=SimpleNamespace(name="app"), clients=[])
         self.statistics = Statistics(cast(Registry, SimpleNamespace(pools={("app", "alice"): pool})))
         self.now = self.statistics.base("app", 0.0)[1] * -1
 

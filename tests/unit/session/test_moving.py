@@ -26,6 +26,7 @@ CLIENT_ANEW = {
     "wait_start", "wait_notified",  # it asks anew, with what is pending
     "voice",  # in the log
     "is_counted", "is_over",  # among all clients
+    "use",  # of this process's servers
 }  # fmt: skip
 CLIENT_CARRIED = {
     "address", "port", "is_unix", "peer_uid", "number", "connect_time", "request_time", "cancel_key", "user_name",
@@ -45,6 +46,7 @@ LINK_ANEW = {
     "server", "client", "phase", "lease", "session_state", "outstanding", "from_client_framer", "from_server_framer",
     "mark", "parts", "query_start", "text", "cancel_time", "rolled_back", "before_reset",
     "held_back",  # of what is under way
+    "counted_at", "received", "sent",  # of this process's clients
 }  # fmt: skip
 STATE_ANEW = {"asked", "hints", "unnamed", "unnamed_hints"}  # of what is under way
 
