@@ -54,10 +54,15 @@ class Certificates:
         return path
 
     def issue(
-        self, name: str, *identities: str, common_name: str | None = None, authority: trustme.CA | None = None
+        self,
+        name: str,
+        *identities: str,
+        common_name: str | None = None,
+        authority: trustme.CA | None = None,
+        **dates: datetime,
     ) -> tuple[Path, Path]:
         """(certificate, key) for these names; written as name.crt and name.key, over what was there."""
-        leaf = (authority or self.authority).issue_cert(*identities, common_name=common_name)
+        leaf = (authority or self.authority).issue_cert(*identities, common_name=common_name, **dates)
         chain = b"".join(pem.bytes() for pem in leaf.cert_chain_pems)
         return self._write(f"{name}.crt", chain), self._write(f"{name}.key", leaf.private_key_pem.bytes())
 
@@ -79,9 +84,10 @@ class Certificates:
         private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         return self._write(f"{name}.crt", certificate.public_bytes(pem)), self._write(f"{name}.key", private)
 
-    def client(self, user: str, authority: trustme.CA | None = None) -> dict[str, object]:
-        """libpq's sslcert and sslkey of a certificate whose common name is `user`."""
-        certificate, key = self.issue(f"client-{user}", "somebody@example.com", common_name=user, authority=authority)
+    def client(self, user: str, authority: trustme.CA | None = None, **dates: datetime) -> dict[str, object]:
+        """libpq's sslcert and sslkey of a certificate whose common name is `user`; dates are `not_before` and `not_after`."""
+        identity = "somebody@example.com"
+        certificate, key = self.issue(f"client-{user}", identity, common_name=user, authority=authority, **dates)
         own = self.directory / f"client-{user}-own.key"  # libpq wants the key to be ours
         own.write_bytes(key.read_bytes())
         own.chmod(0o600)

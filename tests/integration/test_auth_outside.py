@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -16,7 +16,7 @@ import pytest
 from fix_postgres import USERS
 from fix_proxy import ADMIN_PASSWORD, MakeProxy, Proxy
 from fix_raw import MakeRawClient, RawClient, message, startup_message
-from fix_tls import reload_by_signal
+from fix_tls import Certificates, reload_by_signal
 from fix_wait import LOOPBACK, accepts, free_port, hand_over, wait_until
 
 BASE = "dc=example,dc=com"
@@ -33,6 +33,8 @@ suffix "{base}"
 rootdn "{root}"
 rootpw root-secret
 directory {directory}/db
+TLSCertificateFile {certificate}
+TLSCertificateKeyFile {key}
 access to attrs=userPassword by anonymous auth by * none
 access to * by users read by anonymous none
 """
@@ -75,33 +77,42 @@ objectClass: inetOrgPerson
 uid: md5_user
 cn: Md5
 sn: User
+mail: md5_user
 userPassword: md5-secret
 """
 
 
 @pytest.fixture(scope="module")
-def slapd(run_dir: Path, worker_id: str) -> Iterator[int]:
-    """The port of a directory with four people; uid=trust_user has the password ldap-secret, the others that of the server."""
+def slapd_ports(run_dir: Path, worker_id: str, certificates: Certificates) -> Iterator[tuple[int, int]]:
+    """Ports of ldap:// and ldaps://, where a directory has four people: uid=trust_user has the password ldap-secret, the others
+    that of the server. It is at 127.0.0.2, too, which its certificate does not name."""
     binary = shutil.which("slapd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if binary is None:
         pytest.skip("slapd is not installed")
     directory = run_dir / f"slapd-{worker_id}"
     (directory / "db").mkdir(parents=True)
-    names = {"directory": directory, "base": BASE, "root": ROOT}
+    certificate, key = certificates.server
+    names = {"directory": directory, "base": BASE, "root": ROOT, "certificate": certificate, "key": key}
     (directory / "slapd.conf").write_text(CONF.format(**names))
     (directory / "people.ldif").write_text(LDIF.format(**names))
     subprocess.run(
         ["/usr/sbin/slapadd", "-f", directory / "slapd.conf", "-l", directory / "people.ldif"], check=True, capture_output=True
     )
-    port = free_port()
+    port, tls_port = free_port(), free_port()
+    where = f"ldap://{LOOPBACK}:{port} ldaps://{LOOPBACK}:{tls_port} ldaps://127.0.0.2:{tls_port}"
     process = subprocess.Popen(
-        [binary, "-f", directory / "slapd.conf", "-h", f"ldap://{LOOPBACK}:{port}", "-d", "0"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    wait_until(lambda: accepts(port))
-    yield port
+        [binary, "-f", directory / "slapd.conf", "-h", where, "-d", "0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_until(lambda: accepts(port) and accepts(tls_port))
+    yield port, tls_port
     process.terminate()
     process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def slapd(slapd_ports: tuple[int, int]) -> int:
+    """The port of ldap:// alone."""
+    return slapd_ports[0]
 
 
 def told(proxy: Proxy, user: str, password: str) -> str:
@@ -150,6 +161,36 @@ def test_ldap_lets_in_who_can_bind(make_proxy: MakeProxy, slapd: int, run_dir: P
         ("x,ou=people", "ldap-secret"),
     ):
         assert "LDAP authentication failed" in told(proxy, user, password)
+    assert "secret" not in proxy.log()
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_ldap_over_tls_wants_the_certificate_of_the_directory_that_was_named(
+    make_proxy: MakeProxy, slapd_ports: tuple[int, int], certificates: Certificates, run_dir: Path, trusted: bool
+) -> None:
+    """ldaps by option and by URL, and StartTLS; and ldapsearchattribute."""
+    port, tls_port = slapd_ports
+    simple = f'ldapprefix="uid=" ldapsuffix=",ou=people,{BASE}"'
+    bind = f'ldapbinddn="{ROOT}" ldapbindpasswd=root-secret'
+    rules = run_dir / f"ldaps-{tls_port}-{trusted}.conf"
+    rules.write_text(
+        f"host all trust_user all ldap ldapscheme=ldaps ldapserver={LOOPBACK} ldapport={tls_port} {simple}\n"
+        f'host all scram_user all ldap ldapurl="ldaps://localhost:{tls_port}/{BASE}?uid?sub" {bind}\n'
+        f"host all plain_user all ldap ldapserver={LOOPBACK} ldapport={port} ldaptls=1 {simple}\n"
+        f'host all md5_user all ldap ldapserver={LOOPBACK} ldapport={port} ldaptls=1 ldapbasedn="{BASE}" {bind} '
+        "ldapsearchattribute=mail\n"
+        f"host all elsewhere all ldap ldapscheme=ldaps ldapserver=127.0.0.2 ldapport={tls_port} {simple}\n"
+    )
+    hand_over(rules)
+    environ = {"SSL_CERT_FILE": str(certificates.directory / "roots.crt")}
+    (certificates.directory / "roots.crt").write_bytes((certificates.ca if trusted else certificates.stranger_ca).read_bytes())
+    hand_over(certificates.directory / "roots.crt")
+    proxy = make_proxy(users={}, auth_type="hba", auth_hba_file=rules, environ=environ)
+    for user, (_, password) in USERS.items():
+        assert (told(proxy, user, password or "ldap-secret") == user) == trusted, user
+        assert "LDAP authentication failed" in told(proxy, user, "wrong")
+    assert "LDAP authentication failed" in told(proxy, "elsewhere", "x")
+    assert proxy.wait_log("ldap: 127.0.0.2: LDAP")
     assert "secret" not in proxy.log()
 
 
@@ -213,19 +254,29 @@ def test_a_library_that_is_not_installed_is_named(make_proxy: MakeProxy, tmp_pat
 
 # --- PAM ------------------------------------------------------------------------------------------------------------------
 @pytest.fixture
-def pam_service(run_dir: Path) -> Iterator[str]:
-    """A service that asks a script, which knows trust_user with pam-secret, and the others with the server's password."""
+def make_pam_service(run_dir: Path) -> Iterator[Callable[..., str]]:
+    """A service that asks a script, which reads the password and knows the user as PAM_USER."""
     if os.geteuid() != 0 or not Path("/etc/pam.d").is_dir() or not list(Path("/lib").glob("*/security/pam_exec.so")):
         pytest.skip("a PAM service file can be written by root only")
     name = f"pgpool-proxy-test-{os.getpid()}"
     script = run_dir / f"{name}.sh"
-    known = " ".join(f'"{user}:{password or "pam-secret"}")' for user, (_, password) in USERS.items()).replace(") ", "|")
-    script.write_text(f'#!/bin/sh\nread -r typed\ncase "$PAM_USER:$typed" in {known} exit 0;; esac\nexit 1\n')
-    script.chmod(0o755)
     service = Path("/etc/pam.d") / name
-    service.write_text(f"auth required pam_exec.so expose_authtok quiet {script}\naccount required pam_permit.so\n")
-    yield name
-    service.unlink()
+
+    def make(body: str, account: str = "pam_permit.so") -> str:
+        script.write_text(f"#!/bin/sh\nread -r typed\n{body}")
+        script.chmod(0o755)
+        service.write_text(f"auth required pam_exec.so expose_authtok quiet {script}\naccount required {account}\n")
+        return name
+
+    yield make
+    service.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def pam_service(make_pam_service: Callable[..., str]) -> str:
+    """One that knows trust_user with pam-secret, and the others with the server's password."""
+    known = " ".join(f'"{user}:{password or "pam-secret"}")' for user, (_, password) in USERS.items()).replace(") ", "|")
+    return make_pam_service(f'case "$PAM_USER:$typed" in {known} exit 0;; esac\nexit 1\n')
 
 
 def test_pam_lets_in_whom_the_service_knows(make_proxy: MakeProxy, pam_service: str, run_dir: Path) -> None:
@@ -259,6 +310,39 @@ def test_a_cell_of_ldap_and_pam_lets_in_exactly_whom_it_should(
         assert (told(proxy, user, passwords[user]) == user) == (server == "trust" or known != "wrong"), user
         for password in ("not-it", "x", ""):
             assert told(proxy, user, password) != user
+
+
+def pam_rules(run_dir: Path, service: str) -> Path:
+    rules = run_dir / f"{service}-{os.urandom(4).hex()}.conf"
+    rules.write_text(f"host all all all pam pamservice={service}\n")
+    hand_over(rules)
+    return rules
+
+
+def test_pam_that_knows_the_password_and_does_not_admit_the_account_refuses(
+    make_proxy: MakeProxy, make_pam_service: Callable[..., str], run_dir: Path
+) -> None:
+    """An account that has expired, for one: pam_acct_mgmt is asked, too."""
+    service = make_pam_service("exit 0\n", "pam_deny.so")
+    proxy = make_proxy(users={}, auth_type="hba", auth_hba_file=pam_rules(run_dir, service))
+    assert "PAM authentication failed" in told(proxy, "trust_user", "pam-secret")
+
+
+def test_a_pam_module_that_hangs_blocks_nobody_else(
+    make_proxy: MakeProxy, make_pam_service: Callable[..., str], make_raw_client: MakeRawClient, run_dir: Path
+) -> None:
+    opened = run_dir / f"pam-gate-{os.urandom(4).hex()}"
+    service = make_pam_service(f'[ "$typed" = quick ] && exit 0\nwhile [ ! -e {opened} ]; do sleep 0.05; done\nexit 1\n')
+    proxy = make_proxy(users={}, auth_type="hba", auth_hba_file=pam_rules(run_dir, service))
+    slow = [make_raw_client(proxy.port) for _ in range(5)]
+    for client in slow:
+        client.send(startup_message(), message(b"p", b"slow\0"))
+        assert client.read_message().body == b"\0\0\0\3"
+    assert told(proxy, "trust_user", "quick") == "trust_user"
+    assert not answered(slow)
+    opened.touch()
+    for client in slow:
+        assert client.read_message().fields()["M"] == "PAM authentication failed"
 
 
 def test_pam_without_a_service_file_refuses(make_proxy: MakeProxy) -> None:

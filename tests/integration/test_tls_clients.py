@@ -11,6 +11,7 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,21 @@ def test_tls_versions_are_those_of_the_setting(make_proxy: MakeProxy, certificat
     with pytest.raises((ssl.SSLError, ConnectionError)):
         upgraded(proxy.port, context)
     assert proxy.wait_log("TLS handshake failed")
+
+
+def test_ciphers_and_curves_are_those_of_the_settings(make_proxy: MakeProxy, certificates: Certificates) -> None:
+    proxy = make_proxy(
+        client_tls_sslmode="require", client_tls_protocols="tlsv1.2", client_tls_ciphers="ECDHE-ECDSA-AES256-GCM-SHA384",
+        client_tls_ecdhcurve="secp384r1", **certificates.settings(),
+    )  # fmt: skip
+    client = upgraded(proxy.port, certificates.client_context())
+    assert client.socket.cipher()[0] == "ECDHE-ECDSA-AES256-GCM-SHA384"  # type: ignore[attr-defined]
+    other_cipher, other_curve = certificates.client_context(), certificates.client_context()
+    other_cipher.set_ciphers("ECDHE-ECDSA-AES128-GCM-SHA256")
+    other_curve.set_ecdh_curve("prime256v1")
+    for context in (other_cipher, other_curve):
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            upgraded(proxy.port, context)
 
 
 @pytest.mark.parametrize(
@@ -480,6 +496,21 @@ def test_direct_tls_survives_a_client_hello_in_pieces(
     assert proxy.wait_log("login attempt: db=app user=trust_user tls=TLSv1.3")
 
 
+def test_a_client_that_could_bind_and_was_told_that_we_cannot_is_refused(tls_proxy: Proxy, certificates: Certificates) -> None:
+    """Somebody between us has taken SCRAM-SHA-256-PLUS off the list; one that cannot bind says `n` and goes on."""
+    for flag, goes_on in ((b"n", True), (b"y", False)):
+        client = upgraded(tls_proxy.port, certificates.client_context())
+        client.send(startup_message("scram_user"))
+        assert b"SCRAM-SHA-256-PLUS\0" in client.read_message().body
+        first = flag + b",,n=,r=rOprNGfwEbeRWgbNEkqO"
+        client.send_message(b"p", b"SCRAM-SHA-256\0" + len(first).to_bytes(4, "big") + first)
+        told = client.read_message()
+        assert told.type == (b"R" if goes_on else b"E")
+        if not goes_on:
+            assert told.fields()["M"] == "SASL authentication failed"
+            assert client.is_closed()
+
+
 @pytest.mark.parametrize("alpn", [[], ["http/1.1"]])
 def test_direct_tls_without_alpn_is_refused(
     make_proxy: MakeProxy, certificates: Certificates, alpn: list[str]
@@ -524,6 +555,26 @@ def test_no_certificate_and_one_of_a_stranger_get_no_handshake(cert_proxy: Proxy
         cert_proxy.connect(sslmode="require", **certificates.client("trust_user", certificates.stranger))
     assert cert_proxy.wait_log("TLS handshake failed")
     assert not cert_proxy.log_contains("login attempt")
+
+
+@pytest.mark.parametrize("mode", ["allow", "require", "verify-ca"])
+def test_a_certificate_that_is_shown_has_to_be_good_even_where_none_is_wanted(
+    make_proxy: MakeProxy, certificates: Certificates, mode: str
+) -> None:
+    proxy = make_proxy(client_tls_sslmode=mode, **certificates.settings(ca=True))
+
+    def is_let_in(shown: dict[str, object]) -> bool:
+        try:
+            return bool(proxy.sql("select 1", sslmode="require", **shown) == [(1,)])
+        except psycopg.OperationalError:
+            return False
+
+    past = datetime.now(UTC) - timedelta(days=1)
+    assert is_let_in(certificates.client("whoever"))
+    assert is_let_in({"sslcert": "/nonexistent"}) == (mode != "verify-ca")
+    assert not is_let_in(certificates.client("whoever", certificates.stranger))
+    assert not is_let_in(certificates.client("whoever", not_before=past - timedelta(days=1), not_after=past))
+    assert proxy.wait_log("TLS handshake failed")
 
 
 def test_a_wildcard_name_is_for_one_label_of_its_domain(cert_proxy: Proxy, certificates: Certificates) -> None:

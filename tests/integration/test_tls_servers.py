@@ -42,6 +42,17 @@ def test_each_mode_reaches_a_server_with_tls(
     assert proxy.show("SERVERS", database="app")["tls"] == ("TLSv1.3/TLS_AES_256_GCM_SHA384" if encrypted else "")
 
 
+def test_versions_and_ciphers_are_those_of_the_settings(
+    make_proxy: MakeProxy, tls_postgres: Postgres, certificates: Certificates
+) -> None:
+    proxy = make_proxy(
+        databases=entry(tls_postgres), server_tls_sslmode="require", server_tls_protocols="tlsv1.2",
+        server_tls_ciphers="ECDHE-ECDSA-AES128-GCM-SHA256",
+    )  # fmt: skip
+    assert in_use(proxy) == (True, "TLSv1.2")
+    assert proxy.show("SERVERS", database="app")["tls"].startswith("TLSv1.2/ECDHE-ECDSA-AES128-GCM-SHA256")
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_server_without_tls_is_for_the_modes_that_may_be_plain(
     make_proxy: MakeProxy, shared_postgres: Postgres, certificates: Certificates, mode: str
