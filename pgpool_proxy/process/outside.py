@@ -229,7 +229,13 @@ def ask_ldap(question: Question, password: str) -> bool:
     if not question.user or UNSAFE.intersection(question.user):
         raise NotPossible("the user name has a character that means something to LDAP")
     if where.base:
-        name = _search(ldap3, where, question.user)
+        found = _search(ldap3, where, question.user)
+        if len(found) != 1:  # a bind all the same: an answer that comes sooner would tell who there is
+            nobody = _bound(ldap3, where, f"{where.attribute}={question.user},{where.base}", password)
+            if nobody is not None:
+                nobody.unbind()
+            raise NotPossible(f"the search found {'no entry' if not found else 'more than one entry'}")
+        name = found[0]
     else:
         name = where.prefix + question.user + where.suffix
     connection = _bound(ldap3, where, name, password)
@@ -239,20 +245,17 @@ def ask_ldap(question: Question, password: str) -> bool:
     return True
 
 
-def _search(ldap3: Any, where: Directory, user: str) -> str:
-    """The distinguished name of the one entry that the search finds."""
+def _search(ldap3: Any, where: Directory, user: str) -> list[str]:
+    """The distinguished names that the search finds: one, none, or two of those that there are."""
     connection = _bound(ldap3, where, where.bind_dn, where.bind_password)
     if connection is None:
         raise NotPossible("the directory refuses ldapbinddn")
     try:
         text = where.filter.replace("$username", user) if where.filter else f"({where.attribute}={user})"
         connection.search(where.base, text, search_scope=getattr(ldap3, where.scope), attributes=[], size_limit=2)
-        found = [entry["dn"] for entry in connection.response if entry["type"] == "searchResEntry"]
+        return [str(entry["dn"]) for entry in connection.response if entry["type"] == "searchResEntry"]
     finally:
         connection.unbind()
-    if len(found) != 1:
-        raise NotPossible(f"the search found {'no entry' if not found else 'more than one entry'}")
-    return str(found[0])
 
 
 def _bound(ldap3: Any, where: Directory, name: str, password: str) -> Any:
