@@ -4,7 +4,7 @@ import signal
 import sys
 
 #: those that a person may interrupt, as any Python program
-FOR_PEOPLE = ("demo", "check", "passwd")
+FOR_PEOPLE = ("demo", "check", "passwd", "top")
 
 
 def main() -> int:

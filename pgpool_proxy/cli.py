@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
 END_OF_THE_OLD_S: Final = 10.0  # how long its pidfile may outlive a process that was told to end
 SWITCH_S: Final = 0.0005  # what a thread that renders metrics may keep the loop waiting (Python's default: 5 ms)
-SUBCOMMANDS: Final = ("demo", "check", "passwd", "ping")
+SUBCOMMANDS: Final = ("demo", "check", "passwd", "ping", "top")
 EPILOG: Final = """\
 subcommands:
   pgpool-proxy demo              an embedded PostgreSQL and the proxy in front of it, to try
   pgpool-proxy check FILE.ini    read a configuration and try every database in it
   pgpool-proxy passwd USER       write, check or import the secrets of an auth_file
   pgpool-proxy ping              does the proxy serve? for health checks
+  pgpool-proxy top [FILE.ini]    pools, waits and the busiest clients, in a terminal
 
 Without FILE.ini, DATABASE_URL=postgresql://user:password@host:5432/db is enough; every setting can be given in the
 environment as PGPOOL_PROXY_<KEY>. Precedence: command line, environment, file, default.
@@ -106,6 +107,10 @@ def _subcommand(name: str, rest: list[str]) -> int:
         from pgpool_proxy.process import ping
 
         return ping.main(rest)
+    if name == "top":
+        from pgpool_proxy.process import top
+
+        return top.main(rest)
     from pgpool_proxy.process import check
 
     return check.main(rest)
