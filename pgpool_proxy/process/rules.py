@@ -50,8 +50,11 @@ class RuleFiles:
 
 
 def read_rules(config: Config) -> RuleFiles:
-    """Read both files, with auth_type hba. Raises ConfigError when either has a line that is wrong, or cannot be read."""
+    """Read both files, with auth_type hba. Raises ConfigError when either has a line that is wrong, or cannot be read; and
+    for auth_type cert where nobody has to show a certificate."""
     settings = config.settings
+    if settings.auth_type == "cert" and settings.client_tls_sslmode not in {"verify-ca", "verify-full"}:
+        raise ConfigError("cert needs client_tls_sslmode = verify-full", key="auth_type")
     hba, ident = HbaRules([], [], []), IdentMaps([], [])
     if settings.auth_type == "hba":
         if not settings.auth_hba_file:

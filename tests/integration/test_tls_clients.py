@@ -181,6 +181,8 @@ def test_ciphers_and_curves_are_those_of_the_settings(make_proxy: MakeProxy, cer
         ({"client_tls_protocols": "tlsv9"}, "client_tls_protocols"),
         ({"client_tls_ciphers": "NO-SUCH-CIPHER"}, "client_tls_ciphers"),
         ({"client_tls_sslmode": "verify-full"}, "client_tls_ca_file"),
+        ({"auth_type": "cert"}, "auth_type: cert needs client_tls_sslmode = verify-full"),
+        ({"auth_type": "cert", "client_tls_sslmode": "disable"}, "auth_type: cert needs client_tls_sslmode = verify-full"),
         ({"client_tls_ecdhcurve": "no-curve"}, "client_tls_ecdhcurve"),
     ],
 )
