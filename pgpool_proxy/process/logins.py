@@ -28,7 +28,7 @@ from pgpool_proxy.process.failed_logins import FAILURES, FailedLogins, origin_of
 from pgpool_proxy.process.outside import Outside, Question
 from pgpool_proxy.process.rules import Rules
 from pgpool_proxy.process.threads import Threads
-from pgpool_proxy.session.client_login import ClientLogin
+from pgpool_proxy.session.client_login import DERIVE, HOST, PROOF, ClientLogin
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.context import Admission
 from pgpool_proxy.settings.config import Config
@@ -41,6 +41,7 @@ NONCE_SIZE: Final = 18
 MD5_SALT_SIZE: Final = 4
 TLS_MODES: Final = frozenset({"require", "verify-ca", "verify-full"})
 NEEDS_NO_SECRET: Final = frozenset({"any", "reject", "ldap", "pam"})
+UNPROVED: Final = frozenset({HOST, PROOF, DERIVE})  # stages of a login that may yet become one
 MAX_TYPED: Final = 10_000  # passwords that LDAP or PAM said are right, kept to log in to servers
 
 
@@ -341,7 +342,21 @@ class Logins:
         membership = self._worker.membership
         if membership is not None and self.failed.ban_s > 0:
             membership.say({"is": "login_failed", "address": address})
-        return self.failed.failed(address, now)
+        return self.count_failure(address, now)
+
+    def count_failure(self, address: str, now: float) -> bool:
+        """A login failed, here or at another worker. True: its address is refused from now on, and so are the logins that it
+        has begun, each of which would be good for one more guess."""
+        if not self.failed.failed(address, now):
+            return False
+        origin = origin_of(address)
+        for member in self._registry.login_clients.members():
+            if not isinstance(member, ClientSession) or member.is_unix or origin_of(member.address) != origin:
+                continue
+            login = member.login
+            if login is not None and login.stage in UNPROVED:
+                member.fail(errors.TOO_MANY_FAILURES, now)
+        return True
 
     def proved(self, login: ClientLogin) -> None:
         session = login.session

@@ -359,7 +359,7 @@ class Membership:
             pool.grow(monotonic())
 
     def _login_failed(self, message: Message, descriptors: list[int]) -> None:
-        self.worker.host.logins.failed.failed(message["address"], monotonic())
+        self.worker.host.logins.count_failure(message["address"], monotonic())
 
     def _doubted(self, message: Message, descriptors: list[int]) -> None:
         """A password did not match what auth_query had answered: what is kept of that user here may be old, too."""

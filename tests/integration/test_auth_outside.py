@@ -384,6 +384,29 @@ def test_auth_failure_ban_refuses_an_address_that_keeps_failing_but_not_the_unix
     assert wait_until(lambda: told(proxy, "plain_user", "plain-secret") == "plain_user")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_ban_ends_logins_that_had_begun_before_it(
+    make_proxy: MakeProxy, make_raw_client: MakeRawClient, workers: int
+) -> None:
+    """Otherwise each of a thousand connections, opened beforehand, would be good for one more guess."""
+    proxy = make_proxy(auth_type="plain", auth_failure_ban=3600, workers=workers)
+    guesses = [make_raw_client(proxy.port) for _ in range(20)]
+    inside = make_raw_client(proxy.port)
+    assert inside.login("plain_user", password="plain-secret")[-1].type == b"Z"
+    by_socket = make_raw_client(path=f"{proxy.directory}/.s.PGSQL.{proxy.port}")
+    for client in [*guesses, by_socket]:
+        client.send(startup_message("plain_user"))
+        assert client.read_message().type == b"R"
+    for client in guesses[:10]:
+        client.send_message(b"p", b"wrong\0")
+        assert client.read_message().fields()["M"] == "password authentication failed"
+    for client in guesses[10:]:
+        assert client.read_message().fields()["M"] == "too many failed logins (auth_failure_ban)"
+    by_socket.send_message(b"p", b"plain-secret\0")
+    assert by_socket.read_message().body == bytes(4)
+    assert [found.type for found in inside.query("select 1")] == [b"T", b"D", b"C", b"Z"]
+
+
 def test_auth_failure_ban_counts_over_all_workers(make_proxy: MakeProxy) -> None:
     proxy = make_proxy(auth_type="plain", auth_failure_ban=3600, workers=2)
     told(proxy, "plain_user", "wrong")
