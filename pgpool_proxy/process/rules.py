@@ -18,11 +18,13 @@ from typing import Final
 
 from pgpool_proxy import log
 from pgpool_proxy.auth.addresses import Interface
-from pgpool_proxy.auth.hba import HbaRule, HbaRules, parse_hba
+from pgpool_proxy.auth.hba import HbaRule, HbaRules, parse_hba, parse_options
 from pgpool_proxy.auth.ident import IdentMaps, parse_ident
+from pgpool_proxy.auth.tokens import split_fields
 from pgpool_proxy.errors import ConfigError
 from pgpool_proxy.net.tasks import Tasks
 from pgpool_proxy.pool.pool import PHYSICAL
+from pgpool_proxy.process.outside import directory
 from pgpool_proxy.session.client_login import ClientLogin
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.settings.config import Config, beside
@@ -55,6 +57,11 @@ def read_rules(config: Config) -> RuleFiles:
     settings = config.settings
     if settings.auth_type == "cert" and settings.client_tls_sslmode not in {"verify-ca", "verify-full"}:
         raise ConfigError("cert needs client_tls_sslmode = verify-full", key="auth_type")
+    if settings.auth_type == "ldap":
+        try:
+            directory(parse_options(split_fields(settings.auth_ldap_options or ""), "ldap"))
+        except ConfigError as wrong:
+            raise ConfigError(str(wrong), key="auth_ldap_options") from None
     hba, ident = HbaRules([], [], []), IdentMaps([], [])
     if settings.auth_type == "hba":
         if not settings.auth_hba_file:
@@ -64,7 +71,7 @@ def read_rules(config: Config) -> RuleFiles:
     if settings.auth_ident_file:
         path = beside(config, settings.auth_ident_file)
         ident = parse_ident(_text(path, "auth_ident_file"), path, _read, _listing)
-    problems = hba.problems + ident.problems
+    problems = hba.problems + ident.problems + _problems_of_ldap(hba)
     for problem in problems:
         log.get_logger().error(f"could not parse hba config: {problem}")
     if problems:
@@ -72,6 +79,18 @@ def read_rules(config: Config) -> RuleFiles:
     for warning in hba.warnings:
         log.get_logger().warning(str(warning))
     return RuleFiles(hba, ident)
+
+
+def _problems_of_ldap(hba: HbaRules) -> list[ConfigError]:
+    """Lines whose options let nobody be asked: each login would be refused, and only then would the log say why."""
+    problems: list[ConfigError] = []
+    for rule in hba.rules:
+        if rule.method == "ldap":
+            try:
+                directory(rule.options)
+            except ConfigError as problem:
+                problems.append(ConfigError(str(problem), file=rule.file, line=rule.line))
+    return problems
 
 
 class Rules:

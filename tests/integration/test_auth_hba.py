@@ -248,11 +248,27 @@ def test_rules_lists_and_maps_may_lie_in_files_of_their_own(hba_proxy, certifica
         (directory / name).write_text(files[name])
 
 
-@pytest.mark.parametrize("rules", ["host all all all\n", "host all all all gss\n", "host all all 999.0.0.1/8 trust\n"])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        "host all all all\n",
+        "host all all all gss\n",
+        "host all all 999.0.0.1/8 trust\n",
+        "host all all all ldap\n",
+        "host all all all ldap ldapserver=ldap.example.com ldapport=x ldapprefix=uid=\n",
+    ],
+)
 def test_a_broken_line_at_start_is_no_start(hba_proxy, rules: str) -> None:  # type: ignore[no-untyped-def]
     proxy = hba_proxy(rules, start=False)
     assert proxy.run_to_end() == 1
     assert "hba.conf:1" in proxy.log()
+
+
+@pytest.mark.parametrize("options", ["", "ldapserver=ldap.example.com", "ldapserver=x ldapprefix=a ldapbasedn=b", "ldapurl=http://x/"])
+def test_auth_ldap_options_that_cannot_work_are_no_start(make_proxy: MakeProxy, options: str) -> None:
+    proxy = make_proxy(start=False, auth_type="ldap", auth_ldap_options=options)
+    assert proxy.run_to_end() == 1
+    assert "auth_ldap_options: " in proxy.log()
 
 
 def test_the_console_obeys_the_rules_too(hba_proxy) -> None:  # type: ignore[no-untyped-def]
