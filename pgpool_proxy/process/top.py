@@ -30,6 +30,7 @@ TABLES: Final = ("POOLS", "WAITS", "STATS", "TOP")
 CONNECT_TIMEOUT_S: Final = 5
 CLEAR: Final = "\x1b[H\x1b[2J"
 NARROWEST: Final = 40
+LONGEST_NAME: Final = 28
 UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 Rows = list[dict[str, Any]]
 
@@ -212,7 +213,12 @@ def _summary(pools: Rows, stats: Rows) -> Iterator[str]:
 
 
 def _pool(row: Mapping[str, Any]) -> str:
-    return f"{row['database']}/{row['user']}"
+    return shortened(f"{row['database']}/{row['user']}")
+
+
+def shortened(name: str) -> str:
+    """So that what stands behind it has a place in 80 columns."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _address(row: Mapping[str, Any]) -> str:
@@ -243,7 +249,7 @@ def size(number: int | Decimal) -> str:
     """Bytes, to three digits."""
     value = float(number)
     for unit in UNITS[:-1]:
-        if value < 1000:
+        if value < 999.5:  # else it would be rounded to 1000
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:,.0f} {UNITS[-1]}"

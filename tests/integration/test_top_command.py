@@ -17,7 +17,7 @@ from fix_postgres import environment
 from fix_proxy import ADMIN_PASSWORD, ADMIN_USER, STATS_USER, MakeProxy, Proxy, daemon_command
 from fix_wait import LOOPBACK, free_port, wait_until
 
-from pgpool_proxy.process.top import CLEAR, printable, seconds, size, table
+from pgpool_proxy.process.top import CLEAR, printable, seconds, shortened, size, table
 
 COMMAND = [*daemon_command(), "top"]
 
@@ -121,6 +121,8 @@ def test_what_cannot_be_reached_is_said() -> None:
 
 def test_names_cannot_speak_to_the_terminal() -> None:
     assert printable("a\x1b[2Jb\u202e\x00é") == "a?[2Jb??é"
+    assert shortened("a" * 28) == "a" * 28
+    assert shortened("a" * 29) == "a" * 27 + "…"
     assert table([("A", "<", ["x\n", "long"]), ("B", ">", ["1", "200"])]) == ["A       B", "x?      1", "long  200"]
 
 
@@ -128,4 +130,5 @@ def test_amounts() -> None:
     assert [size(number) for number in (0, 999, 1000, 15_500, 2_000_000, Decimal(3 * 10**15))] == [
         "0 B", "999 B", "1 kB", "15.5 kB", "2 MB", "3,000 TB",
     ]  # fmt: skip
+    assert [size(number) for number in (999_400, 999_500, 999_999_999)] == ["999 kB", "1 MB", "1 GB"]
     assert [seconds(micros) for micros in (0, 1500, 12_340_000, 3_600_000_000)] == ["0.000 s", "0.002 s", "12.3 s", "3,600.0 s"]
