@@ -15,6 +15,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from compare import medians, say
 from servers import LOOPBACK, BenchError, PgpoolProxy, Postgres, Server, environment, machine, wait_until
@@ -69,8 +70,7 @@ class Stub(asyncio.Protocol):
         self.is_in = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -120,6 +120,7 @@ class StubServer(Server):
     """Stands where PostgreSQL stands."""
 
     scram_secret = ""
+    stop_by = signal.SIGTERM
 
     def __init__(self, directory: Path, service_s: float, bindir: Path) -> None:
         super().__init__("stub", directory)
