@@ -28,7 +28,7 @@ PEER_CREDENTIALS: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 #: from Python 3.13 on a server removes the file of its socket, which may be another process's by then
 KEEPS_FILES: Final[dict[str, Any]] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-HALF_OPEN_S: Final = 0.5  # for those who have begun to connect; below the second after which kernels send a SYN again
+HALF_OPEN_S: Final = 0.9  # for those who have begun to connect; below the second after which kernels send a SYN again
 SO_ATTACH_FILTER: Final = 26  # socket(7), not in Python's socket
 NO_SYN: Final = ctypes.create_string_buffer(
     struct.pack(
@@ -83,7 +83,7 @@ class Listener:
         self._own_context = context
         self._take = take  # gets a connection that was accepted here, and whether it came by a unix socket
         self._watch = watch  # what accepts; None: asyncio does, and each connection is a session of ours
-        self._closing: asyncio.TimerHandle | None = None
+        self._closing: asyncio.Handle | None = None
         self.sockets: list[ListeningSocket] = []
         self._port = 0
         self._backlog = 128
@@ -263,20 +263,28 @@ class Listener:
         for listening in shared:
             _drop_syns(listening.sock)
 
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            """Whom the loop has accepted, we hear of in its next turn: nobody is to find the house empty before."""
+            for listening in self.sockets:
+                if listening.is_tcp:
+                    _stop(listening)
+            self._closing = loop.call_soon(close_now)
+
         def close_now() -> None:
             self._closing = None
             leaving = [listening for listening in self.sockets if listening.is_tcp]
             for listening in leaving:
-                _stop(listening)
                 if self._removes_files:  # else systemd goes on with its own copy of the socket
                     self._let_in(listening)
             self._close(leaving)
             closed()
 
         if shared:
-            self._closing = asyncio.get_running_loop().call_later(HALF_OPEN_S, close_now)
+            self._closing = loop.call_later(HALF_OPEN_S, stop)
         else:
-            close_now()
+            stop()
 
     def _let_in(self, listening: ListeningSocket) -> None:
         """Who is in the queue of the kernel."""

@@ -323,7 +323,9 @@ def test_a_client_that_is_killed_frees_its_server(pooler: Proxy, source: Postgre
 
 def test_a_server_that_dies_is_told_to_its_client(pooler: Proxy, source: Postgres, place: Path) -> None:
     with running(streaming(source, pooler, place), place) as process:
-        wait_until(lambda: walsenders(source) == 1, 30, "it streams")
+        # Not before its first report has come: if the next one met a connection that is closed, the last words would be lost.
+        said_so = "select count(*) from pg_stat_replication where state = 'streaming' and reply_time is not null"
+        wait_until(lambda: source.sql(said_so) == [(1,)], 30, "it streams")
         source.sql("select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'walsender'")
         said, _ = process.communicate(timeout=30)
         assert process.returncode != 0
