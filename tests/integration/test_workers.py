@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,37 +47,49 @@ def workers(proxy: Proxy) -> list[dict[str, Any]]:
     return proxy.admin("SHOW WORKERS")
 
 
-class Peak(threading.Thread):
-    """The highest number of backends of a database that pg_stat_activity ever shows."""
+class Peak:
+    """The highest number of backends of a database that pg_stat_activity ever shows, until `end`."""
 
     def __init__(self, database: Database) -> None:
-        super().__init__(daemon=True)
-        self.highest = 0
+        self._highest = 0
         self._database = database
+        self._connection = database.server.connect(dbname="postgres")
         self._over = threading.Event()
+        self._executor = ThreadPoolExecutor(1)
+        self._look()
+        self._looking = self._executor.submit(self._look_on)
 
-    def run(self) -> None:
+    def _look(self) -> None:
         count = "select count(*) from pg_stat_activity where datname = %s and backend_type = 'client backend'"
-        with self._database.server.connect(dbname="postgres") as connection:
-            while not self._over.is_set():
-                row = connection.execute(count, [self._database.name]).fetchone()
-                self.highest = max(self.highest, row[0] if row else 0)
+        row = self._connection.execute(count, [self._database.name]).fetchone()
+        assert row is not None
+        self._highest = max(self._highest, row[0])
+
+    def _look_on(self) -> None:
+        while not self._over.is_set():
+            self._look()
+        self._look()
 
     def end(self) -> int:
         self._over.set()
-        self.join(10)
-        return self.highest
+        self._looking.result(30)
+        return self._highest
+
+    def close(self) -> None:
+        self._over.set()
+        self._executor.shutdown()
+        self._connection.close()
 
 
 @contextmanager
 def peak(database: Database) -> Iterator[Peak]:
-    """Measured while the block runs."""
+    """Looked at from before the block to after it."""
     watch = Peak(database)
-    watch.start()
     try:
         yield watch
-    finally:
         watch.end()
+    finally:
+        watch.close()
 
 
 async def keep_busy(proxy: Proxy, clients: int, transactions: int, seconds: float = 0.001) -> list[Exception]:
