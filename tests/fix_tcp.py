@@ -112,7 +112,8 @@ class Middleman:
         self.down = Flow("down")
         self.accepted = 0
         self.pairs: list[Pair] = []
-        self._threads: list[threading.Thread] = []
+        self._acceptors: list[threading.Thread] = []
+        self._pumps: list[threading.Thread] = []
         self._listener: socket.socket | None = None
         self.up.resume()
         self.down.resume()
@@ -131,7 +132,7 @@ class Middleman:
     def listen(self) -> None:
         """Accept connections (again)."""
         self._listener = self._bind()
-        self._run(self._accept, self._listener)
+        self._run(self._acceptors, self._accept, self._listener)
 
     def refuse(self) -> None:
         """Stop listening: whoever connects now is refused. Open connections go on."""
@@ -164,11 +165,11 @@ class Middleman:
 
     def stop(self) -> None:
         self.refuse()
+        # Whom a thread has accepted it still makes a pair of: only then are there no more of them to come.
+        self._join(self._acceptors)
         self.drop()
         self.resume()
-        for thread in self._threads:
-            thread.join(10)
-            assert not thread.is_alive(), f"{thread.name} hangs"
+        self._join(self._pumps)
         for pair in self.pairs:
             pair.free()
 
@@ -188,10 +189,15 @@ class Middleman:
 
         return wait_until(bound, 5, f"port {self.port} is free again")
 
-    def _run(self, function: Callable[..., None], *arguments: object) -> None:
+    def _run(self, threads: list[threading.Thread], function: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=function, args=arguments, name=f"{self!r} {function.__name__}", daemon=True)
-        self._threads.append(thread)
+        threads.append(thread)
         thread.start()
+
+    def _join(self, threads: list[threading.Thread]) -> None:
+        for thread in threads:
+            thread.join(15)  # to connect may take an acceptor ten
+            assert not thread.is_alive(), f"{thread.name} hangs"
 
     def _end(self, *, reset: bool) -> int:
         pairs = self.open
@@ -216,8 +222,8 @@ class Middleman:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             pair = Pair(self, left, right)
             self.pairs.append(pair)
-            self._run(self._pump, pair, left, right, self.up)
-            self._run(self._pump, pair, right, left, self.down)
+            self._run(self._pumps, self._pump, pair, left, right, self.up)
+            self._run(self._pumps, self._pump, pair, right, left, self.down)
 
     def _pump(self, pair: Pair, source: socket.socket, sink: socket.socket, flow: Flow) -> None:
         try:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from typing import Any
+
 import psycopg
 import pytest
 from fix_postgres import USERS, Postgres
@@ -107,6 +111,35 @@ def test_middleman_pauses_swallows_and_cuts(
     # What arrived before the RST may be lost with it.
     with pytest.raises((EOFError, ConnectionResetError)):
         client.read_until(b"Z")
+
+
+def test_middleman_that_stops_ends_whom_it_is_just_accepting(
+    postgres: Postgres, make_middleman: MakeMiddleman, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    middleman = make_middleman(postgres.port)
+    connect, drop = socket.create_connection, middleman.drop
+    connecting, dropped = threading.Event(), threading.Event()
+
+    def slow_connection(*arguments: Any, **options: Any) -> socket.socket:
+        connecting.set()
+        dropped.wait(0.5)  # to the end, unless the connections are ended before this one is there
+        return connect(*arguments, **options)
+
+    def drop_and_tell() -> int:
+        ended = drop()
+        dropped.set()
+        return ended
+
+    monkeypatch.setattr(socket, "create_connection", slow_connection)
+    monkeypatch.setattr(middleman, "drop", drop_and_tell)
+    with socket.socket() as client:
+        client.settimeout(10)
+        client.connect((middleman.host, middleman.port))
+        assert connecting.wait(10)
+        middleman.stop()
+        assert client.recv(1) == b""
+    assert middleman.accepted == 1
+    assert not middleman.open
 
 
 def test_middleman_closes_one_half(
