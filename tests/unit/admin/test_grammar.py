@@ -154,12 +154,12 @@ def test_a_long_wrong_statement_is_repeated_in_part() -> None:
     ],
 )  # fmt: skip
 def test_no_statement_takes_long_to_refuse(text: str) -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     try:
         parse(text)
     except Refused:
         pass
-    assert time.perf_counter() - start < 0.5
+    assert time.thread_time() - start < 0.5
 
 
 @given(st.text(max_size=60))

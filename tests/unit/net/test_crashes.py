@@ -131,6 +131,6 @@ def test_a_bug_in_a_callback_of_the_loop_is_logged_and_the_loop_goes_on(lines: C
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(worker.loop_failed)
         loop.call_soon(fails)
-        await await_until(lambda: any("not thought of" in line for line in lines()), 5)
+        await await_until(lambda: any("not thought of" in line for line in lines()))
 
     asyncio.run(main())

@@ -214,6 +214,6 @@ def test_any_bytes_can_be_scanned(data: bytes) -> None:
 def test_no_text_takes_long(unit: str) -> None:
     """A hostile client must not stop the others: 4 KiB in some milliseconds at most."""
     for text in (unit * 5000, "set " + unit * 5000, "create " + unit * 5000, "; set set_config('" + unit * 5000):
-        start = time.perf_counter()
+        start = time.thread_time()
         scan(text.encode(), TRACKED)
-        assert time.perf_counter() - start < 0.25
+        assert time.thread_time() - start < 0.25
