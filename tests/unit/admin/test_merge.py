@@ -13,8 +13,10 @@ import pytest
 from pgpool_proxy.admin.control import Refused, WorkerFigures
 from pgpool_proxy.admin.merge import MERGINGS, RECORDS_AT_A_TIME, merged, part_of
 from pgpool_proxy.admin.show import FAKES, TABLES
+from pgpool_proxy.admin.top import MAX_ROWS
 from pgpool_proxy.admin.workers import records
 from pgpool_proxy.pool.stats import FIELDS
+from pgpool_proxy.session.usage import use_of
 
 SPLIT_UP = {"MEM", "WORKERS"}  # what there is of each process
 
@@ -55,6 +57,9 @@ class Script:
 
     def _client(self, house: Any, *pool: str) -> None:
         house.client(*pool)
+
+    def _used(self, house: Any, server_time: int) -> None:
+        use_of(house.client()).server_time = server_time
 
     def _arriving(self, house: Any, *_: str) -> None:
         house.arriving()
@@ -185,6 +190,20 @@ def test_the_longest_wait_of_all_is_shown(make_house: Callable[[], Any]) -> None
     assert (pool["maxwait"], pool["maxwait_us"], pool["cl_waiting"]) == (3, 750_000, 2)
     waits = rows("WAITS", merged("WAITS", script.parts("WAITS")))
     assert [(row["worker"], row["wait"], row["queue"]) for row in waits] == [(1, 3, 2), (2, 1, 2)]
+
+
+def test_top_of_all_workers_has_no_more_rows_than_that_of_one(make_house: Callable[[], Any]) -> None:
+    script = Script(make_house, 3)
+    random = Random(3)
+    for _ in range(2 * MAX_ROWS):
+        script.do(random.randint(1, 2), "used", random.randrange(1_000_000))
+    script.do(3, "used", 2_000_000)
+    found = rows("TOP", merged("TOP", script.parts("TOP")))
+    assert len(found) == MAX_ROWS
+    assert (found[0]["worker"], found[0]["server_time"]) == (3, 2_000_000)
+    assert {row["worker"] for row in found} == {1, 2, 3}
+    expected = rows("TOP", TABLES["TOP"].rows(script.alone.control))
+    assert [row["id"] for row in found] == [row["id"] for row in expected]
 
 
 @pytest.mark.parametrize(
