@@ -2,13 +2,14 @@
 
 Names, units and types follow Prometheus' conventions: seconds and bytes, `_total` for counters. Cardinality is bounded: beyond
 `MAX_POOLS` pools (those with the most queries are kept) and `MAX_HISTOGRAMS` histograms of each kind, the rest is added up
-under database and user `OTHERS`. No label comes from what strangers send: databases and users exist here only after a login.
+under database and user `OTHERS` (shown.py). No label comes from what strangers send: databases and users exist here only after
+a login.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -17,14 +18,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from pgpool_proxy.metrics.merge import added
+from pgpool_proxy.metrics.shown import OTHERS, Shown
 from pgpool_proxy.metrics.snapshot import CLIENT_STATES, SERVER_STATES, Counts, PoolSnapshot, Snapshot, WorkerSnapshot
 from pgpool_proxy.pool.stats import BOUNDS, FIELDS, STATE_KINDS
 
 PREFIX: Final = "pgpool_proxy_"
 MAX_POOLS: Final = 1000
 MAX_HISTOGRAMS: Final = 100
-OTHERS: Final = "(others)"
 POOL: Final = ("database", "user")
 
 COUNTERS: Final = {  # of pool.stats.FIELDS: name, help
@@ -33,11 +33,15 @@ COUNTERS: Final = {  # of pool.stats.FIELDS: name, help
     "query_count": ("queries", "Queries: what a client sends until it is answered"),
     "bytes_received": ("received_bytes", "Bytes that came from clients"),
     "bytes_sent": ("sent_bytes", "Bytes that went to clients"),
+    "xact_time": ("transaction_time_seconds", "Time of all transactions"),
+    "query_time": ("query_time_seconds", "Time of all queries"),
+    "wait_time": ("wait_time_seconds", "Time that clients waited for servers"),
     "client_parse_count": ("client_parses", "Parse messages with a name that came from clients"),
     "server_parse_count": ("server_parses", "Parse messages with a name that went to servers, which had not got them"),
     "bind_count": ("binds", "Bind messages"),
     "client_login_count": ("client_logins", "Logins of clients"),
 }
+TIMES: Final = frozenset({"xact_time", "query_time", "wait_time"})  # µs
 HISTOGRAMS: Final[tuple[tuple[str, str, Callable[[PoolSnapshot], Counts]], ...]] = (
     ("wait_seconds", "How long clients waited for a server, of those that had to", lambda pool: pool.waits),
     ("query_seconds", "How long queries took, from a client's first byte to the last of the answer", lambda pool: pool.queries),
@@ -48,39 +52,36 @@ HISTOGRAMS: Final[tuple[tuple[str, str, Callable[[PoolSnapshot], Counts]], ...]]
 LE: Final = (*(f"{bound / 1e6:g}" for bound in BOUNDS), "+Inf")
 
 
-def render(snapshot: Snapshot) -> bytes:
-    """The body of /metrics."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Families(snapshot))
-    ProcessCollector(registry=registry)
-    return generate_latest(registry)
+class Exposition:
+    """The body of /metrics, scrape after scrape."""
+
+    def __init__(self) -> None:
+        self._pools = Shown(MAX_POOLS)
+        self._histograms = Shown(MAX_HISTOGRAMS)
+
+    def render(self, snapshot: Snapshot) -> bytes:
+        """For one thread at a time."""
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Families(self, snapshot))
+        ProcessCollector(registry=registry)
+        return generate_latest(registry)
+
+    def families(self, snapshot: Snapshot) -> Iterator[Metric]:
+        """Every family that /metrics has, besides process_*."""
+        yield from _of_pools(_in_utf8(self._pools.of(snapshot.pools)))
+        yield from _histograms(_in_utf8(self._histograms.of(snapshot.pools)))
+        yield from _of_databases(snapshot)
+        yield from _of_process(snapshot)
+        yield from _of_workers(snapshot.workers)
 
 
 class _Families(Collector):
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, exposition: Exposition, snapshot: Snapshot) -> None:
+        self._exposition = exposition
         self._snapshot = snapshot
 
     def collect(self) -> Iterator[Metric]:
-        return families(self._snapshot)
-
-
-def families(snapshot: Snapshot) -> Iterator[Metric]:
-    """Every family that /metrics has, besides process_*."""
-    yield from _of_pools(_in_utf8(capped(snapshot.pools, MAX_POOLS)))
-    yield from _histograms(_in_utf8(capped(snapshot.pools, MAX_HISTOGRAMS)))
-    yield from _of_databases(snapshot)
-    yield from _of_process(snapshot)
-    yield from _of_workers(snapshot.workers)
-
-
-def capped(pools: Sequence[PoolSnapshot], most: int) -> list[PoolSnapshot]:
-    """At most so many: those with the most queries, and the rest as one."""
-    if len(pools) <= most:
-        return list(pools)
-    queries = FIELDS.index("query_count")
-    ranked = sorted(pools, key=lambda pool: (-pool.totals[queries], pool.database, pool.user))
-    kept, rest = ranked[: most - 1], ranked[most - 1 :]
-    return [*kept, replace(added(rest), database=OTHERS, user=OTHERS, mode="", size=0)]
+        return self._exposition.families(self._snapshot)
 
 
 def _label(name: str) -> str:
@@ -128,7 +129,8 @@ def _of_pools(pools: list[PoolSnapshot]) -> Iterator[Metric]:
             name, text = COUNTERS[field]
             family = CounterMetricFamily(PREFIX + name, text, labels=POOL)
             for pool in pools:
-                family.add_metric((pool.database, pool.user), pool.totals[at])
+                value = pool.totals[at]
+                family.add_metric((pool.database, pool.user), value / 1e6 if field in TIMES else value)
             yield family
 
 
@@ -177,9 +179,15 @@ def _of_process(snapshot: Snapshot) -> Iterator[Metric]:
     yield GaugeMetricFamily(f"{PREFIX}used_clients", "All clients, logged in or not", value=snapshot.clients)
     yield GaugeMetricFamily(f"{PREFIX}max_clients", "max_client_conn", value=snapshot.max_clients)
     yield GaugeMetricFamily(f"{PREFIX}login_clients", "Clients that are logging in", value=snapshot.login_clients)
+    yield GaugeMetricFamily(f"{PREFIX}used_servers", "All server connections", value=snapshot.servers)
     yield GaugeMetricFamily(f"{PREFIX}users", "Users that have logged in", value=len(snapshot.users))
     yield GaugeMetricFamily(f"{PREFIX}pools", "Pools", value=len(snapshot.pools))
     yield GaugeMetricFamily(f"{PREFIX}databases", "Databases", value=len(snapshot.databases))
+    yield GaugeMetricFamily(f"{PREFIX}peers", "Entries of [peers]", value=snapshot.peers)
+    yield GaugeMetricFamily(f"{PREFIX}peer_pools", "Peers that cancel requests went to", value=len(snapshot.peer_pools))
+    yield GaugeMetricFamily(f"{PREFIX}dns_names", "Host names that were looked up", value=len(snapshot.dns_names))
+    yield GaugeMetricFamily(f"{PREFIX}dns_zones", "Zones of those names", value=len(snapshot.dns_zones))
+    yield GaugeMetricFamily(f"{PREFIX}dns_queries", "Questions to name servers under way", value=snapshot.dns_queries)
     yield CounterMetricFamily(f"{PREFIX}cancel_requests", "Cancel requests that clients sent", value=snapshot.cancels)
     yield CounterMetricFamily(f"{PREFIX}lost_log_lines", "Log lines that were not written", value=snapshot.lost_log_lines)
     errors = CounterMetricFamily(f"{PREFIX}errors", "Errors that clients were told, by class of SQLSTATE", labels=("class",))

@@ -20,7 +20,7 @@ from typing import Final, cast
 import h11
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from pgpool_proxy.metrics.collector import render
+from pgpool_proxy.metrics.collector import Exposition
 from pgpool_proxy.metrics.snapshot import HISTORY, HistoryRow, Readiness, Snapshot, Source
 
 MAX_CONNECTIONS: Final = 64
@@ -52,6 +52,7 @@ class HttpServer:
         self.connections: set[HttpConnection] = set()
         self._servers: list[asyncio.Server] = []
         self._is_closed = False
+        self._exposition = Exposition()
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metrics")
 
     async def open(self, addresses: list[str], port: int) -> None:
@@ -89,7 +90,7 @@ class HttpServer:
         elif path == "/readyz":
             self.source.readiness(partial(_tell_readiness, done))
         elif path == "/metrics":
-            self.source.snapshot(partial(self._in_thread, render, CONTENT_TYPE_LATEST, done))
+            self.source.snapshot(partial(self._in_thread, self._exposition.render, CONTENT_TYPE_LATEST, done))
         elif path == "/status.json":
             self.source.history(partial(self._tell_status, done))
         elif path == "/":

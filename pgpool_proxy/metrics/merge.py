@@ -39,8 +39,9 @@ _POOL_FIELDS: Final = [one.name for one in fields(PoolSnapshot)]
 _pool_values: Final = attrgetter(*_POOL_FIELDS)
 _database_values: Final = attrgetter(*[one.name for one in fields(DatabaseSnapshot)])
 _worker_values: Final = attrgetter(*[one.name for one in fields(WorkerSnapshot)])
+_NAMES: Final = ("users", "peer_pools", "dns_names", "dns_zones")  # sets: who has the same counts it once
 _PROCESS_FIELDS: Final = [
-    one.name for one in fields(Snapshot) if one.name not in ("pools", "databases", "users", "workers", "disconnects")
+    one.name for one in fields(Snapshot) if one.name not in ("pools", "databases", "workers", "disconnects", *_NAMES)
 ]
 _process_values: Final = attrgetter(*_PROCESS_FIELDS)
 
@@ -61,16 +62,17 @@ def _records(snapshot: Snapshot) -> Iterator[Record]:
         yield "database", _database_values(database)
     for pool in snapshot.pools:
         yield "pool", _pool_values(pool)
-    names = iter(snapshot.users)
-    while several := list(islice(names, NAMES_AT_A_TIME)):
-        yield "users", several
+    for kind in _NAMES:
+        names = iter(getattr(snapshot, kind))
+        while several := list(islice(names, NAMES_AT_A_TIME)):
+            yield kind, several
 
 
 def snapshot_of(records: Iterable[Record]) -> Snapshot:
     """The snapshot that was sent: all of its chunks, one behind the other."""
     process: dict[str, Any] = {}
     disconnects: dict[tuple[str, str], int] = {}
-    users: set[str] = set()
+    names: dict[str, set[str]] = {kind: set() for kind in _NAMES}
     workers: list[WorkerSnapshot] = []
     databases: list[DatabaseSnapshot] = []
     pools: list[PoolSnapshot] = []
@@ -81,15 +83,14 @@ def snapshot_of(records: Iterable[Record]) -> Snapshot:
             databases.append(DatabaseSnapshot(*values))
         elif kind == "worker":
             workers.append(WorkerSnapshot(*values))
-        elif kind == "users":
-            users.update(values)
+        elif kind in names:
+            names[kind].update(values)
         elif kind == "disconnects":
             disconnects = {(side, reason): count for side, reason, count in values}
         else:
             process = {name: _as_made(value) for name, value in zip(_PROCESS_FIELDS, values, strict=True)}
-    return Snapshot(
-        **process, pools=pools, databases=databases, users=frozenset(users), disconnects=disconnects, workers=tuple(workers)
-    )
+    sets: dict[str, Any] = {kind: frozenset(several) for kind, several in names.items()}
+    return Snapshot(**process, **sets, pools=pools, databases=databases, disconnects=disconnects, workers=tuple(workers))
 
 
 def _as_made(value: Any) -> Any:
@@ -117,6 +118,12 @@ def merged(parts: Iterable[tuple[int, Snapshot]], workers: Iterable[WorkerSnapsh
         max_clients=max(one.max_clients for one in snapshots),
         login_clients=sum(one.login_clients for one in snapshots),
         users=frozenset().union(*[one.users for one in snapshots]),
+        servers=sum(one.servers for one in snapshots),
+        peers=max(one.peers for one in snapshots),
+        peer_pools=frozenset().union(*[one.peer_pools for one in snapshots]),
+        dns_names=frozenset().union(*[one.dns_names for one in snapshots]),
+        dns_zones=frozenset().union(*[one.dns_zones for one in snapshots]),
+        dns_queries=sum(one.dns_queries for one in snapshots),
         errors=_counted(one.errors for one in snapshots),
         disconnects=_counted(one.disconnects for one in snapshots),
         cancels=sum(one.cancels for one in snapshots),

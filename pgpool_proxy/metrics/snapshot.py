@@ -83,6 +83,12 @@ class Snapshot:
     tls_handshakes: dict[str, int] = field(default_factory=dict)  # by side
     loop_lag: Counts = ((), 0)
     lost_log_lines: int = 0
+    servers: int = 0
+    peers: int = 0
+    peer_pools: frozenset[str] = frozenset()
+    dns_names: frozenset[str] = frozenset()
+    dns_zones: frozenset[str] = frozenset()
+    dns_queries: int = 0  # under way
     workers: tuple[WorkerSnapshot, ...] = ()
 
 

@@ -123,6 +123,12 @@ class Observation(MetricsPort):
             tls_handshakes=dict(counters.tls_handshakes),
             loop_lag=counters.loop_lag.snapshot(),
             lost_log_lines=log.lost_lines(),
+            servers=sum(int(members.count) for pool in registry.pools.values() for members in pool.servers),
+            peers=len(worker.config.peers),
+            peer_pools=frozenset([str(number) for number in registry.peer_pools]),
+            dns_names=frozenset([name for name, _, _ in worker.dns.hosts()]),
+            dns_zones=frozenset([name for name, _, _ in worker.dns.zones()]),
+            dns_queries=worker.dns.queries,
             workers=tuple([worker_snapshot(figures) for figures in worker.control.workers()]),
         )
 

@@ -6,39 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from fix_metrics import counts, pool
 from prometheus_client.parser import text_string_to_metric_families
 
-from pgpool_proxy.metrics.collector import MAX_HISTOGRAMS, MAX_POOLS, OTHERS, capped, families, render
+from pgpool_proxy.metrics.collector import MAX_HISTOGRAMS, MAX_POOLS, Exposition
+from pgpool_proxy.metrics.shown import OTHERS
 from pgpool_proxy.metrics.snapshot import DatabaseSnapshot, PoolSnapshot, Snapshot, WorkerSnapshot
-from pgpool_proxy.pool.stats import FIELDS, Histogram
-
-
-def counts(*micros: int) -> tuple[tuple[int, ...], int]:
-    histogram = Histogram()
-    for one in micros:
-        histogram.add(one)
-    return histogram.snapshot()
-
-
-def pool(database: str = "app", user: str = "alice", queries: int = 7, **values: Any) -> PoolSnapshot:
-    totals = tuple(queries if name == "query_count" else at for at, name in enumerate(FIELDS))
-    known: dict[str, Any] = {
-        "mode": "transaction",
-        "size": 20,
-        "clients": (1, 2, 3, 4),
-        "servers": (1, 2, 3, 4, 5, 6, 7),
-        "longest_wait": 0.25,
-        "totals": totals,
-        "reserve_uses": 1,
-        "waits": counts(50, 150),
-        "queries": counts(100),
-        "transactions": counts(),
-        "logins": counts(3_000_000),
-        "connects": counts(60_000_000),
-        "pinned": 2,
-        "states_seen": (0, 0, 5, 0, 0, 1, 0, 0),
-    }
-    return PoolSnapshot(database, user, **{**known, **values})
+from pgpool_proxy.pool.stats import FIELDS
 
 
 def snapshot(*pools: PoolSnapshot, **values: Any) -> Snapshot:
@@ -52,7 +26,7 @@ def samples(snap: Snapshot) -> dict[tuple[str, tuple[tuple[str, str], ...]], flo
     """What a Prometheus server would read."""
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(render(snap).decode())
+        for family in text_string_to_metric_families(Exposition().render(snap).decode())
         for sample in family.samples
     }
 
@@ -125,15 +99,44 @@ def test_a_name_that_is_not_utf8_spoils_nothing() -> None:
 
 def test_what_is_beyond_the_bound_is_added_up() -> None:
     many = [pool(f"db{at}", queries=at) for at in range(MAX_POOLS + 10)]
-    kept = capped(many, MAX_POOLS)
-    assert len(kept) == MAX_POOLS
-    assert kept[-1].database == kept[-1].user == OTHERS
-    queries = FIELDS.index("query_count")
-    assert kept[-1].totals[queries] == sum(range(11))
-    assert sum(one.totals[queries] for one in kept) == sum(range(MAX_POOLS + 10))
-    histograms = [family for family in families(snapshot(*many)) if family.name == "pgpool_proxy_query_seconds"]
-    assert len({(s.labels["database"], s.labels["user"]) for s in histograms[0].samples}) == MAX_HISTOGRAMS
-    assert sum(s.value for s in histograms[0].samples if s.name.endswith("_count")) == MAX_POOLS + 10
+    found = {family.name: family.samples for family in Exposition().families(snapshot(*many))}
+
+    def shown(family: str, suffix: str) -> dict[str, float]:
+        of = [sample for sample in found[f"pgpool_proxy_{family}"] if sample.name == f"pgpool_proxy_{family}{suffix}"]
+        return {sample.labels["database"]: sample.value for sample in of}
+
+    queries = shown("queries", "_total")
+    assert len(queries) == MAX_POOLS
+    assert queries[OTHERS] == sum(range(11))
+    assert sum(queries.values()) == sum(range(MAX_POOLS + 10))
+    histograms = shown("query_seconds", "_count")
+    assert len(histograms) == MAX_HISTOGRAMS
+    assert sum(histograms.values()) == MAX_POOLS + 10
+    assert OTHERS in histograms
+    assert OTHERS not in shown("pool_size", "")
+
+
+def test_the_times_of_show_stats_are_in_seconds() -> None:
+    totals = tuple({"xact_time": 3_000_000, "query_time": 2_500_000, "wait_time": 250_000}.get(name, 0) for name in FIELDS)
+    found = samples(snapshot(pool(totals=totals)))
+    names = ("transaction_time", "query_time", "wait_time")
+    labels = (("database", "app"), ("user", "alice"))
+    assert [found[f"pgpool_proxy_{name}_seconds_total", labels] for name in names] == [3, 2.5, 0.25]
+
+
+def test_what_show_lists_has_beside_the_pools() -> None:
+    found = samples(
+        snapshot(
+            servers=6,
+            peers=5,
+            peer_pools=frozenset("1234"),
+            dns_names=frozenset({"a.example", "b.example", "c.example"}),
+            dns_zones=frozenset({"example", "org"}),
+            dns_queries=1,
+        )
+    )
+    names = ("used_servers", "peers", "peer_pools", "dns_names", "dns_zones", "dns_queries")
+    assert [found[f"pgpool_proxy_{name}", ()] for name in names] == [6, 5, 4, 3, 2, 1]
 
 
 def test_the_process_and_what_it_counted() -> None:

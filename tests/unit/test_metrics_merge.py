@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from pgpool_proxy.metrics.collector import families
+from pgpool_proxy.metrics.collector import Exposition
 from pgpool_proxy.metrics.merge import RECORDS_AT_A_TIME, all_ready, chunks, merged, merged_history, snapshot_of
 from pgpool_proxy.metrics.snapshot import (
     HISTORY,
@@ -51,6 +51,8 @@ def snapshot(worker: int, pools: int = 4) -> Snapshot:
         errors={"57": worker, f"0{worker}": 1},
         disconnects={("client", "client close request"): 3, ("server", "evicted"): worker},
         cancels=worker, tls_handshakes={"client": worker}, loop_lag=((worker,) * 21, worker), lost_log_lines=worker,
+        servers=3 * worker, peers=2, peer_pools=frozenset({"7", str(worker)}),
+        dns_names=frozenset({"db.example", f"{worker}.example"}), dns_zones=frozenset({"example"}), dns_queries=worker,
         workers=(WorkerSnapshot(worker, True, 10 * worker, 5, 5, 1.5, 1000, 0),),
     )  # fmt: skip
 
@@ -107,6 +109,9 @@ def test_databases_and_what_the_processes_count() -> None:
     assert found.disconnects == {("client", "client close request"): 9, ("server", "evicted"): 6}
     assert (found.cancels, found.tls_handshakes, found.lost_log_lines) == (6, {"client": 6}, 6)
     assert found.loop_lag == ((6,) * 21, 6)
+    assert (found.servers, found.peers, found.dns_queries) == (18, 2, 6)
+    assert (found.peer_pools, found.dns_zones) == ({"1", "2", "3", "7"}, {"example"})
+    assert found.dns_names == {"db.example", "1.example", "2.example", "3.example"}
     assert found.started_at == 1e9 + 1
     assert [worker.number for worker in found.workers] == [1, 2, 3]
 
@@ -119,7 +124,7 @@ def test_it_does_not_matter_in_which_order_they_are_merged() -> None:
 
 def test_a_pool_has_one_sample_of_each_family() -> None:
     found = merged([(number, snapshot(number, 12)) for number in (1, 2)])
-    queries = next(family for family in families(found) if family.name == "pgpool_proxy_queries")
+    queries = next(family for family in Exposition().families(found) if family.name == "pgpool_proxy_queries")
     labels = [tuple(sample.labels.items()) for sample in queries.samples]
     assert len(labels) == len(set(labels)) == 12
 

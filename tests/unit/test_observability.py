@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pgpool_proxy.metrics.collector import families
+from pgpool_proxy.metrics.collector import Exposition
 from pgpool_proxy.metrics.snapshot import CLIENT_STATES, SERVER_STATES, Snapshot
 from pgpool_proxy.process.counters import KNOWN_REASONS
 
@@ -27,7 +27,7 @@ SCRAPED = {"job", "instance"}
 def known() -> dict[str, set[str]]:
     """Every series that /metrics can have, and its labels; those that a scrape gives come on top."""
     found: dict[str, set[str]] = {"up": SCRAPED, "process_cpu_seconds_total": SCRAPED}
-    for family in families(Snapshot("1", "compiled", 0.0, [], [], 0, 100, 0, frozenset(), loop_lag=LAG)):
+    for family in Exposition().families(Snapshot("1", "compiled", 0.0, [], [], 0, 100, 0, frozenset(), loop_lag=LAG)):
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
         for suffix in suffixes:
             labels = {*getattr(family, "_labelnames", ()), *(("le",) if suffix == "_bucket" else ())}
