@@ -53,14 +53,15 @@ endif
 
 # --- both builds, each in its own venv -------------------------------------------------------------------------------
 
-# A wheel is built from a copy, so that neither old files of build/ nor modules compiled in place get into it.
-$(OUT)/%/wheel.stamp: $(SOURCES) | check-python
+# A wheel is built from a copy, so that neither old files of build/ nor modules compiled in place get into it, and by the pip
+# of the venv: a Python may have none of its own (Debian's).
+$(OUT)/%/wheel.stamp: $(SOURCES) | $(OUT)/%/venv.stamp
 	@echo "building the $* wheel for Python $(VERSION)$(if $(filter plain,$*),, (compiling takes some minutes))"
 	@rm -rf $(OUT)/$*/src $(OUT)/$*/wheel
 	@mkdir -p $(OUT)/$*/src
 	@tar -cf - --exclude=__pycache__ --exclude='*.so' --exclude='*.egg-info' pyproject.toml setup.py $(wildcard README.md) pgpool_proxy \
 		| tar -xf - -C $(OUT)/$*/src
-	@PGPOOL_PROXY_PURE=$(PURE_$*) $(PYTHON) $(PIP) wheel --no-deps --wheel-dir $(OUT)/$*/wheel $(OUT)/$*/src
+	@PGPOOL_PROXY_PURE=$(PURE_$*) $(OUT)/$*/venv/bin/python $(PIP) wheel --no-deps --wheel-dir $(OUT)/$*/wheel $(OUT)/$*/src
 	@touch $@
 
 $(OUT)/%/venv.stamp: pyproject.toml | check-python
