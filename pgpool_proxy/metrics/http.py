@@ -80,10 +80,10 @@ class HttpServer:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     # --- answers ----------------------------------------------------------------------------------------------------------
-    def answer(self, path: str, token: str, done: Answer) -> None:
+    def answer(self, path: str, token: bytes, done: Answer) -> None:
         """`done(status, content type, body)`, at once or later."""
         wanted = self.source.token()
-        if path not in OPEN_TO_ALL and wanted and not hmac.compare_digest(token.encode(), wanted.encode()):
+        if path not in OPEN_TO_ALL and wanted and not hmac.compare_digest(token, wanted.encode(errors="surrogateescape")):
             done(401, TEXT, b"a bearer token is needed\n")
         elif path == "/healthz":
             done(200, JSON, b'{"status": "ok"}\n')
@@ -236,9 +236,9 @@ class HttpConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         path = request.target.decode("ascii", "replace").partition("?")[0]
-        token = next((value for name, value in request.headers if name == b"authorization"), b"").decode("latin-1")
-        scheme, _, credentials = token.partition(" ")
-        self._server.answer(path, credentials.strip() if scheme.lower() == "bearer" else "", self._told)
+        said = next((value for name, value in request.headers if name == b"authorization"), b"")
+        scheme, _, credentials = said.partition(b" ")
+        self._server.answer(path, credentials.strip() if scheme.lower() == b"bearer" else b"", self._told)
 
     def _told(self, status_code: int, content_type: str, body: bytes) -> None:
         self._answering = False

@@ -247,7 +247,7 @@ def _database(database: Database) -> DatabaseSnapshot:
         servers=int(database.server_count),
         max_servers=int(database.max_connections),
         clients=int(database.client_count),
-        paused=bool(database.paused),
+        paused=bool(database.paused or database.registry.paused),  # by name, or all
         disabled=bool(database.disabled),
     )
 

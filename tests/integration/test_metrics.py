@@ -10,6 +10,7 @@ from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 from signal import SIGTERM
+from time import monotonic
 from typing import Any
 
 import psycopg
@@ -17,7 +18,7 @@ import pytest
 import yaml
 from fix_postgres import Postgres
 from fix_proxy import MakeProxy, Proxy
-from fix_wait import free_port, wait_until
+from fix_wait import accepts, free_port, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
 HOST = "127.0.0.1"
@@ -163,12 +164,13 @@ def test_every_documented_metric_is_there_and_every_metric_is_documented(observe
 def test_ready_unless_paused(observed: tuple[Proxy, int]) -> None:
     proxy, port = observed
     assert get(port, "/readyz")[0] == 200
-    proxy.admin("PAUSE")
-    status, body = get(port, "/readyz")
-    assert (status, json.loads(body)["reasons"]) == (503, ["paused"])
-    assert get(port, "/healthz")[0] == 200
-    proxy.admin("RESUME")
-    assert get(port, "/readyz")[0] == 200
+    proxy.sql("select 1", dbname="app")
+    for command, paused in (("PAUSE", 1), ("RESUME", 0)):  # as /readyz says, an alert can say
+        proxy.admin(command)
+        status, body = get(port, "/readyz")
+        assert (status, json.loads(body).get("reasons")) == ((503, ["paused"]) if paused else (200, None))
+        assert samples(port)["pgpool_proxy_database_paused", (("database", "app"),)] == paused
+        assert get(port, "/healthz")[0] == 200
 
 
 def test_a_database_without_a_server_is_asked_for_one(make_proxy: MakeProxy, postgres: Postgres) -> None:
@@ -213,6 +215,23 @@ def test_readiness_falls_before_the_shutdown_begins(make_proxy: MakeProxy) -> No
     assert proxy.wait_exit() == 0
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_when_the_delay_is_over_nobody_is_accepted_and_who_is_here_stays(make_proxy: MakeProxy, workers: int) -> None:
+    port, delay = free_port(), 0.5
+    proxy = make_proxy(metrics_listen_addr=HOST, metrics_port=port, shutdown_ready_delay=delay, workers=workers)
+    wait_until(lambda: answers(port), 10, "the HTTP side listens")
+    with proxy.connect() as client:
+        begin = monotonic()
+        proxy.signal(SIGTERM)
+        wait_until(lambda: not accepts(proxy.port), 10, "the listener is closed")
+        assert monotonic() - begin >= delay
+        status, body = get(port, "/readyz")
+        assert (status, json.loads(body)["reasons"]) == (503, ["shutting down"])
+        assert get(port, "/healthz")[0] == 200
+        client.execute("select 1")
+    assert proxy.wait_exit() == 0
+
+
 # --- who may ask ----------------------------------------------------------------------------------------------------------
 def test_the_token_is_asked_for_and_never_shown(make_proxy: MakeProxy) -> None:
     port = free_port()
@@ -235,9 +254,11 @@ def test_a_token_file_that_cannot_be_read_lets_nobody_in(make_proxy: MakeProxy) 
     proxy.start()
     wait_until(lambda: answers(port), 10, "the HTTP side listens")
     assert get(port, "/metrics", authorization="Bearer ")[0] == 401
-    (proxy.directory / "missing").write_text("found\n")
+    (proxy.directory / "missing").write_text("trouvé\n", encoding="utf-8")
     proxy.admin("RELOAD")
-    assert get(port, "/metrics", authorization="Bearer found")[0] == 200
+    assert get(port, "/metrics", authorization="Bearer found")[0] == 401
+    in_utf8 = "trouvé".encode().decode("latin-1")  # as curl sends it; http.client encodes in latin-1
+    assert get(port, "/metrics", authorization=f"Bearer {in_utf8}")[0] == 200
 
 
 # --- strangers ------------------------------------------------------------------------------------------------------------

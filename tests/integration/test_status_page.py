@@ -63,12 +63,26 @@ def test_a_pool_goes_into_waiting_and_out_of_it(browser: Any, observed: tuple[Pr
         holder.execute("begin")
         asking = threading.Thread(target=lambda: proxy.sql("select 1", dbname="app"))
         asking.start()
-        sync_api.expect(state).to_have_text("1 clients wait for a server", timeout=30_000)
+        sync_api.expect(state).to_have_text("1 client waits for a server", timeout=30_000)
         sync_api.expect(page.locator("tr.waiting")).to_have_count(1)
         holder.execute("rollback")
         asking.join(10)
         sync_api.expect(state).to_have_text("nobody waits", timeout=30_000)
         sync_api.expect(page.locator("tr.waiting")).to_have_count(0)
+    assert problems == []
+    page.close()
+
+
+def test_what_is_held_says_by_what(browser: Any, observed: tuple[Proxy, str]) -> None:
+    proxy, url = observed
+    proxy.sql("select 1", dbname="app")
+    page, problems = opened(browser, url)
+    for command, word in (("PAUSE", "paused"), ("RESUME", None), ("DISABLE app", "disabled")):
+        proxy.admin(command)
+        held = page.locator(f'td[data-held="{word}"]' if word else "td[data-held]")
+        sync_api.expect(held).to_have_count(1 if word else 0, timeout=30_000)
+    shown = page.evaluate("getComputedStyle(document.querySelector('td.name'), '::after').content")
+    assert shown == '" disabled"'
     assert problems == []
     page.close()
 

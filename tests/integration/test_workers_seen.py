@@ -129,7 +129,7 @@ def test_the_status_page_has_one_history(make: Callable[..., Seen]) -> None:
     found: list[Any] = []
 
     def has_history() -> bool:
-        found[:] = json.loads(get(port, "/status.json")[1])["history"]
+        found[:] = json.loads(get(port, "/status.json")[1])["history"]["rows"]
         return len(found) >= 2
 
     wait_until(has_history, 10, "two seconds are noted")

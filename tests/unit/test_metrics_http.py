@@ -69,7 +69,7 @@ async def test_a_snapshot_that_comes_later_is_made_in_a_thread(server: HttpServe
         made_in.append(threading.current_thread())
         return SNAPSHOT
 
-    server.answer("/metrics", "", answer)
+    server.answer("/metrics", b"", answer)
     assert not answer.came.is_set()
     source.asked[0](make)
     await asyncio.wait_for(answer.came.wait(), 10)
@@ -79,7 +79,7 @@ async def test_a_snapshot_that_comes_later_is_made_in_a_thread(server: HttpServe
 
 async def test_the_data_of_the_status_page_waits_for_both(server: HttpServer, source: Source) -> None:
     answer = Answer()
-    server.answer("/status.json", "", answer)
+    server.answer("/status.json", b"", answer)
     assert source.asked == []
     source.asked_for_history[0]([ROW])
     source.asked[0](lambda: SNAPSHOT)
@@ -90,7 +90,7 @@ async def test_the_data_of_the_status_page_waits_for_both(server: HttpServer, so
 
 async def test_a_snapshot_that_cannot_be_made_is_an_error(server: HttpServer, source: Source) -> None:
     answer = Answer()
-    server.answer("/metrics", "", answer)
+    server.answer("/metrics", b"", answer)
     source.asked[0](lambda: json.loads("no snapshot"))
     await asyncio.wait_for(answer.came.wait(), 10)
     assert (answer.status, answer.body) == (500, b"internal error: JSONDecodeError\n")
@@ -98,7 +98,7 @@ async def test_a_snapshot_that_cannot_be_made_is_an_error(server: HttpServer, so
 
 async def test_a_snapshot_that_comes_when_all_is_over_is_not_made(server: HttpServer, source: Source) -> None:
     answer = Answer()
-    server.answer("/metrics", "", answer)
+    server.answer("/metrics", b"", answer)
     server.close()
     source.asked[0](lambda: pytest.fail("nobody wants it any more"))
     await asyncio.sleep(0)
