@@ -19,7 +19,7 @@ from pgpool_proxy.admin.connections import Place
 from pgpool_proxy.admin.control import ACTIVE, PAUSED, SUSPENDED, Row, Source, WorkerFigures
 from pgpool_proxy.admin.show import TABLES, find_table
 from pgpool_proxy.pool.limits import ABOUT_TO_OPEN, limit_reached
-from pgpool_proxy.pool.stats import STATE_KINDS, averages, merge
+from pgpool_proxy.pool.stats import STATE_KINDS, merge
 
 Record: TypeAlias = Sequence[Any]  # tuples where they are made, lists where JSON has carried them
 Part: TypeAlias = tuple[int, Sequence[Record]]  # a worker's number and its records
@@ -198,7 +198,7 @@ def _counted(make: Callable[[Iterable[rows.Counters]], Iterable[Row]]) -> Mergin
 
 def _counters(name: str, records: Sequence[Record]) -> rows.Counters:
     periods = [(tuple(base), tuple(totals), float(seconds)) for _, totals, base, seconds in records]
-    return name, merge([tuple(record[1]) for record in records]), averages(periods)
+    return name, merge([tuple(record[1]) for record in records]), periods
 
 
 def _histograms(parts: Sequence[Part]) -> Iterable[Row]:

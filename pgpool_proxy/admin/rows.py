@@ -30,7 +30,7 @@ from pgpool_proxy.pool.states import (
     SV_TESTED,
     SV_USED,
 )
-from pgpool_proxy.pool.stats import FIELDS, averages, merge
+from pgpool_proxy.pool.stats import FIELDS, Period, averages, merge
 from pgpool_proxy.settings import resolve
 from pgpool_proxy.settings.config import Config
 from pgpool_proxy.settings.entries import DatabaseEntry
@@ -140,19 +140,19 @@ def _nine(size: int | None) -> str:
 
 
 # --- counters -----------------------------------------------------------------------------------------------------------
-Counters: TypeAlias = tuple[str, tuple[int, ...], tuple[int, ...]]  # of a database: its name, totals and averages
+Counters: TypeAlias = tuple[str, tuple[int, ...], list[Period]]  # of a database: its name, totals, what its averages are of
 
 
 def counters(source: Source) -> list[Counters]:
     found: list[Counters] = []
     for name, totals in sorted(source.totals().items()):
         base, seconds = source.base(name)
-        found.append((name, totals, averages([(base, totals, seconds)])))
+        found.append((name, totals, [(base, totals, seconds)]))
     return found
 
 
 def stats(found: Iterable[Counters]) -> Iterable[Row]:
-    return [(name, *totals, *averages) for name, totals, averages in found]
+    return [(name, *totals, *averages(periods)) for name, totals, periods in found]
 
 
 def stats_totals(found: Iterable[Counters]) -> Iterable[Row]:
@@ -160,7 +160,7 @@ def stats_totals(found: Iterable[Counters]) -> Iterable[Row]:
 
 
 def stats_averages(found: Iterable[Counters]) -> Iterable[Row]:
-    return [(name, *averages) for name, _, averages in found]
+    return [(name, *averages(periods)) for name, _, periods in found]
 
 
 TOTALS_NAMES: Final = {
@@ -174,9 +174,10 @@ TOTALS_NAMES: Final = {
 
 
 def totals(found: Iterable[Counters]) -> Iterator[Row]:
-    """All databases added up; averages of times are weighed by nothing, as in PgBouncer."""
+    """All databases added up; an average time is that of a transaction, query or assignment of any of them."""
     every = list(found)
-    for prefix, values in (("total", merge([one[1] for one in every])), ("avg", merge([one[2] for one in every]))):
+    average = averages([period for _, _, periods in every for period in periods])
+    for prefix, values in (("total", merge([totals for _, totals, _ in every])), ("avg", average)):
         for field, value in zip(FIELDS, values, strict=True):
             yield f"{prefix}_{TOTALS_NAMES.get(field, field)}", value
 

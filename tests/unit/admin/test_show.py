@@ -243,6 +243,19 @@ def test_totals_are_those_of_all_databases(house: Any) -> None:
     assert {"avg_ps_bind_count", "total_ps_client_parse_count", "avg_server_bytes"} <= set(rows)
 
 
+def test_an_average_time_of_all_databases_is_not_the_sum_of_theirs(house: Any) -> None:
+    for database, (xacts, time) in {"app": (9, 900), "twin": (1, 1100)}.items():
+        counted = house.busy(database).link.server.pool.stats
+        counted.xact_count = counted.query_count = counted.server_assignment_count = xacts
+        counted.xact_time = counted.query_time = counted.wait_time = time
+    talk = house.console()
+    each = {row["database"]: row["avg_xact_time"] for row in talk.rows("SHOW STATS")}
+    assert (each["app"], each["twin"]) == ("100", "1100")
+    every = {row["name"]: row["value"] for row in talk.rows("SHOW TOTALS")}
+    assert (every["avg_wait_time"], every["avg_server_assignment_count"]) == ("200", "5")  # 2000 µs, ten times, in 2 s
+    assert every["avg_xact_time"] == str(2000 // int(every["total_xact_count"] or 0))
+
+
 def test_state_follows_pause(house: Any) -> None:
     talk = house.console()
 
