@@ -12,6 +12,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from fix_wait import LOOPBACK, free_port, wait_until
@@ -101,13 +102,12 @@ class Pair:
 
 
 class Middleman:
-    """Listens on `port` and passes on to `target`."""
+    """Listens on `host` and `port` and passes on to `target`, a port of this machine."""
 
-    host = LOOPBACK
-
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, host: str = LOOPBACK, port: int = 0) -> None:
         self.target = target
-        self.port = free_port()
+        self.host = host
+        self.port = port or free_port()
         self.up = Flow("up")
         self.down = Flow("down")
         self.accepted = 0
@@ -180,7 +180,7 @@ class Middleman:
             listener = socket.socket()
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                listener.bind((LOOPBACK, self.port))
+                listener.bind((self.host, self.port))
                 listener.listen(200)
             except OSError:
                 listener.close()
@@ -262,16 +262,16 @@ class Middleman:
         return True
 
 
-MakeMiddleman = Callable[[int], Middleman]
+MakeMiddleman = Callable[..., Middleman]
 
 
 @pytest.fixture
 def make_middleman() -> Iterator[MakeMiddleman]:
-    """Makes middlemen before a port: `make_middleman(postgres.port)`."""
+    """Makes middlemen before a port: `make_middleman(postgres.port)`; with `host=` and `port=` where those are not to be chosen."""
     made: list[Middleman] = []
 
-    def make(target: int) -> Middleman:
-        made.append(Middleman(target))
+    def make(target: int, **place: Any) -> Middleman:
+        made.append(Middleman(target, **place))
         return made[-1]
 
     yield make

@@ -9,10 +9,12 @@ import subprocess
 import psycopg
 import pytest
 from fix_clients import Database, Login, answer, ask, backend_pid, run, settle, value
+from fix_dns import OwnLoopback
 from fix_postgres import environment
 from fix_proxy import ADMIN_PASSWORD, ADMIN_USER, MakeProxy, Proxy
 from fix_raw import MakeRawClient, startup_message
-from fix_wait import wait_until
+from fix_tcp import MakeMiddleman
+from fix_wait import LOOPBACK, wait_until
 
 
 def bench(proxy: Proxy, *arguments: str) -> subprocess.Popen[str]:
@@ -119,6 +121,34 @@ def test_reconnect_replaces_servers_as_they_are_released(loaded: Proxy, login: L
     assert backend_pid(other) != free
     run(client, "commit")
     assert backend_pid(client) != held
+
+
+def test_reconnect_after_a_failover_moves_every_server_and_costs_no_transaction(
+    make_proxy: MakeProxy, database: Database, make_middleman: MakeMiddleman, own_loopback: OwnLoopback
+) -> None:
+    """The first host of two lets nobody in any more, as one that is shut down in order does: who is in a transaction there ends it."""
+    first = make_middleman(database.server.port, host=own_loopback(5), port=database.server.port)
+    entry = database.entry(host=f"{first.host},{LOOPBACK}", load_balance_hosts="disable")
+    proxy = make_proxy(databases={"app": entry}, pool_mode="transaction", default_pool_size=4, server_login_retry=600)
+
+    def hosts() -> set[str]:
+        return {row["addr"] for row in proxy.admin("SHOW SERVERS")}
+
+    bench(proxy, "-i", "-q", "-s", "1").communicate(timeout=30)
+    running = bench(proxy, "-c", "8", "-T", "3", "-M", "extended")
+    wait_until(lambda: proxy.show("POOLS", database="app")["sv_active"] == 4)
+    assert hosts() == {first.host}
+    first.refuse()
+    proxy.admin("RECONNECT app")
+    proxy.admin("WAIT_CLOSE app")
+    wait_until(lambda: not first.open)
+    assert hosts() <= {LOOPBACK}  # it may still be making them
+    moved = proxy.show("STATS_TOTALS", database="app")["xact_count"]
+    assert_nothing_failed(running)
+    assert proxy.show("STATS_TOTALS", database="app")["xact_count"] > moved
+    assert hosts() == {LOOPBACK}
+    assert not proxy.log_contains("pooler error")
+    assert proxy.log_contains(f"host {first.host} of app is passed over for 600s", times=1)
 
 
 def test_pause_waits_for_transactions_and_holds_queries(loaded: Proxy, login: Login) -> None:
