@@ -267,7 +267,7 @@ MakeMiddleman = Callable[..., Middleman]
 
 @pytest.fixture
 def make_middleman() -> Iterator[MakeMiddleman]:
-    """Makes middlemen before a port: `make_middleman(postgres.port)`; with `host=` and `port=` where those are not to be chosen."""
+    """Makes middlemen before a port: `make_middleman(postgres.port)`; `host=` and `port=` say where, if that matters."""
     made: list[Middleman] = []
 
     def make(target: int, **place: Any) -> Middleman:

@@ -139,7 +139,7 @@ def merge(totals: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
 def averages(periods: Iterable[Period]) -> tuple[int, ...]:
     """What SHOW STATS prints as avg_*: counts and bytes per second, times per transaction, query or assignment.
 
-    Of several processes or databases, each over its own period: counts per second are added up, times are those of all together.
+    Of several processes or databases, each over its own period: rates are added up, times are those of all together.
     """
     per_second = [0.0] * len(FIELDS)
     all_grown = list(ZERO)

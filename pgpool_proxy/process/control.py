@@ -360,7 +360,9 @@ class WorkerControl(WorkerSource):
         done(None)
 
     def remove_database(self, database: Database, now: float) -> None:
-        """It has gone from the configuration."""
+        """It has gone from the configuration, or was made from `*` and nobody uses it any more."""
+        logger = log.get_logger()
+        logger.warning(f"dropping database '{database.name}' as it does not exist anymore or inactive auto-database")
         database.is_removed = True
         database.paused = True  # nothing is opened meanwhile
         for pool in list(database.pools):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pgpool_proxy import log
 from pgpool_proxy.errors import ConfigError, Report
@@ -15,6 +15,17 @@ from pgpool_proxy.process.worker import Worker
 
 if TYPE_CHECKING:
     from pgpool_proxy.process.supervisor import Supervisor
+
+
+MODES: Final = {
+    signal.SIGTERM: "wait_for_clients",
+    signal.SIGINT: "wait_for_servers",
+    signal.SIGQUIT: "now",
+}
+AWAITED: Final = {
+    "wait_for_clients": "all clients disconnect",
+    "wait_for_servers": "all servers connections to be released",
+}
 
 
 def install(worker: Worker) -> None:
@@ -29,17 +40,9 @@ def install(worker: Worker) -> None:
         except ConfigError as error:
             logger.error(f"RELOAD failed, the old configuration stays: {error}")
 
-    def terminate() -> None:
-        logger.info("got SIGTERM, shutting down, waiting for all clients disconnect")
-        worker.shutdown("wait_for_clients")
-
-    def interrupt() -> None:
-        logger.info("got SIGINT, shutting down, waiting for all servers connections to be released")
-        worker.shutdown("wait_for_servers")
-
-    def quit_now() -> None:
-        logger.info("got SIGQUIT, immediate shutdown")
-        worker.shutdown("now")
+    def end(number: signal.Signals, mode: str) -> None:
+        logger.info(_said(number, worker.is_shutting_down))
+        worker.shutdown(mode)
 
     def pause() -> None:
         logger.info("got SIGUSR1, pausing all activity")
@@ -51,9 +54,8 @@ def install(worker: Worker) -> None:
             worker.control.resume_by_signal()
 
     loop.add_signal_handler(signal.SIGHUP, reload)
-    loop.add_signal_handler(signal.SIGTERM, terminate)
-    loop.add_signal_handler(signal.SIGINT, interrupt)
-    loop.add_signal_handler(signal.SIGQUIT, quit_now)
+    for number, mode in MODES.items():
+        loop.add_signal_handler(number, end, number, mode)
     loop.add_signal_handler(signal.SIGUSR1, pause)
     loop.add_signal_handler(signal.SIGUSR2, resume)
     loop.add_signal_handler(signal.SIGRTMIN, lambda: logger.warning("got SIGRTMIN, but there are no workers to replace"))
@@ -80,20 +82,21 @@ def install_for_all(supervisor: Supervisor) -> None:
     loop.add_signal_handler(signal.SIGUSR1, order, "pause", "got SIGUSR1, pausing all activity", None, 0.0)
     loop.add_signal_handler(signal.SIGUSR2, order, "resume", "got SIGUSR2, continuing from PAUSE", None)
     loop.add_signal_handler(signal.SIGRTMIN, order, "restart", "got SIGRTMIN, replacing the workers")
-    for number, mode, said in (
-        (signal.SIGTERM, "wait_for_clients", "got SIGTERM, shutting down, waiting for all clients disconnect"),
-        (
-            signal.SIGINT,
-            "wait_for_servers",
-            "got SIGINT, shutting down, waiting for all servers connections to be released",
-        ),
-        (signal.SIGQUIT, "now", "got SIGQUIT, immediate shutdown"),
-    ):
-        loop.add_signal_handler(number, _shutdown, supervisor, mode, said)
+    for number, mode in MODES.items():
+        loop.add_signal_handler(number, _shutdown, supervisor, number, mode)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # pidfds tell of workers' ends; nobody stays behind as a zombie
 
 
-def _shutdown(supervisor: Supervisor, mode: str, said: str) -> None:
-    log.get_logger().info(said)
+def _shutdown(supervisor: Supervisor, number: signal.Signals, mode: str) -> None:
+    log.get_logger().info(_said(number, bool(supervisor.closing)))
     supervisor.shutdown(mode)
+
+
+def _said(number: signal.Signals, is_shutting_down: bool) -> str:
+    """What PgBouncer's log says of a signal to end."""
+    if number == signal.SIGQUIT:
+        return "got SIGQUIT, fast exit"
+    if is_shutting_down:
+        return f"got {number.name} while shutting down, fast exit"
+    return f"got {number.name}, shutting down, waiting for {AWAITED[MODES[number]]}"

@@ -414,7 +414,7 @@ class Worker:
         With shutdown_ready_delay, /readyz says first that this process is going, and clients come in for that long.
         """
         is_moving = self.control.is_suspended or self.is_taking_over
-        if mode == "now" or self.closing is not None or self.observation.is_draining or is_moving:
+        if mode == "now" or self.is_shutting_down or is_moving:
             self._stop()
             return
         delay = self.config.settings.shutdown_ready_delay
@@ -424,6 +424,11 @@ class Worker:
             self.call_later(delay, partial(self.begin_shutdown, mode))
         else:
             self.begin_shutdown(mode)
+
+    @property
+    def is_shutting_down(self) -> bool:
+        """From the first signal or SHUTDOWN on."""
+        return self.closing is not None or self.observation.is_draining
 
     def begin_shutdown(self, mode: str) -> None:
         """`wait_for_servers` or `wait_for_clients`, without the delay."""

@@ -334,7 +334,7 @@ class Link:
                 leaving = not self._stays_for_answers(client)
                 break
             elif kind != FLUSH:
-                raise errors.ProtocolViolation(errors.UNKNOWN_PACKET.saying(f"unknown pkt: {_shown(kind)}"))
+                raise errors.ProtocolViolation(errors.UNKNOWN_PACKET.with_detail(_shown(kind)))
         self._pass_on_to_server(framer)
         if leaving:
             client.leave(errors.CLIENT_CLOSE_REQUEST, now)

@@ -76,6 +76,7 @@ def test_one_that_nobody_uses_is_forgotten_with_its_counters(make_proxy: MakePro
     assert proxy.show("STATS_TOTALS", database=database.name)["query_count"] == 1
     client.close()
     wait_until(lambda: database.name not in names(proxy))
+    assert proxy.log_contains(f"dropping database '{database.name}' as it does not exist anymore or inactive auto-database")
     assert all(row["database"] != database.name for row in proxy.admin("SHOW STATS"))
     assert all(row["database"] != database.name for row in proxy.admin("SHOW POOLS"))
     assert value(login(proxy, database=database.name), "select 1") == "1"

@@ -246,6 +246,7 @@ def test_a_database_that_leaves_the_file_takes_its_clients_with_it(
     hup(proxy)
     fields = error(goes.read_to_end())
     assert (fields["S"], fields["C"], fields["M"]) == ("FATAL", "57P01", "database removed")
+    assert proxy.log_contains("WARNING dropping database 'gone' as it does not exist anymore or inactive auto-database")
     assert value(stays, "select 1") == "1"
     assert refusal(make_raw_client(proxy.port), database="gone")["C"] == "3D000"
     proxy.databases["gone"] = database.entry()

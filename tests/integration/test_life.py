@@ -242,6 +242,7 @@ def test_a_second_sigterm_ends_at_once(pooled: Proxy, login: Login) -> None:
     settle_by(client)
     pooled.signal(signal.SIGTERM)
     assert pooled.wait_exit() == 0
+    assert pooled.log_contains("got SIGTERM while shutting down, fast exit")
     assert error(client.read_to_end())["C"] == "57P01"
 
 
@@ -281,6 +282,7 @@ def test_a_second_sigint_ends_at_once(pooled: Proxy, login: Login) -> None:
     settle_by(client)
     pooled.signal(signal.SIGINT)
     assert pooled.wait_exit() == 0
+    assert pooled.log_contains("got SIGINT while shutting down, fast exit")
 
 
 def test_sigquit_ends_at_once_and_says_so_to_everybody(pooled: Proxy, database: Database, login: Login) -> None:
@@ -290,6 +292,7 @@ def test_sigquit_ends_at_once_and_says_so_to_everybody(pooled: Proxy, database: 
     settle(pooled)
     pooled.signal(signal.SIGQUIT)
     assert pooled.wait_exit() == 0
+    assert pooled.log_contains("got SIGQUIT, fast exit")
     for client in (busy, waiting, idle):
         fields = error(client.read_to_end())
         assert (fields["S"], fields["C"]) == ("FATAL", "57P01")

@@ -126,7 +126,7 @@ def test_reconnect_replaces_servers_as_they_are_released(loaded: Proxy, login: L
 def test_reconnect_after_a_failover_moves_every_server_and_costs_no_transaction(
     make_proxy: MakeProxy, database: Database, make_middleman: MakeMiddleman, own_loopback: OwnLoopback
 ) -> None:
-    """The first host of two lets nobody in any more, as one that is shut down in order does: who is in a transaction there ends it."""
+    """The first host of two lets nobody in any more, as one that is shut down in order: transactions there may end."""
     first = make_middleman(database.server.port, host=own_loopback(5), port=database.server.port)
     entry = database.entry(host=f"{first.host},{LOOPBACK}", load_balance_hosts="disable")
     proxy = make_proxy(databases={"app": entry}, pool_mode="transaction", default_pool_size=4, server_login_retry=600)
