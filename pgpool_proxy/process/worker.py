@@ -214,8 +214,8 @@ class Worker:
         self.registry.reconfigure()
         for name, entry in config.databases.items():
             database_of_entry = self.registry.database(name)
-            if entry.user is not None and database_of_entry is not None:
-                self.registry.pool(database_of_entry, entry.user)  # min_pool_size needs no client then
+            if entry.user is not None and database_of_entry is not None and resolve.min_pool_size(config, entry) > 0:
+                self.registry.pool(database_of_entry, entry.user)  # it needs no client then
         for database in list(self.registry.databases.values()):
             if database.name in stale or (database.is_auto and AUTODB in stale):
                 self.control.reconnect_database(database, errors.DATABASE_CHANGED, monotonic())

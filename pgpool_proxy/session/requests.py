@@ -149,12 +149,11 @@ def _parse(link: Link, client: ClientSession) -> bool:
         return True
     if not framer.hold_until(HEADER_SIZE + 1):
         return False
-    link.server.pool.stats.client_parse_count += 1
     if framer.data[framer.start + HEADER_SIZE] == 0:
         return _parse_unnamed(link, client)
     if not framer.hold():
-        link.server.pool.stats.client_parse_count -= 1
         return False
+    link.server.pool.stats.client_parse_count += 1
     start = framer.start
     stop = framer.stop
     name_end = nul_at(framer.data, start + HEADER_SIZE, stop)
@@ -216,9 +215,7 @@ def _parse_unnamed(link: Link, client: ClientSession) -> bool:
     framer = link.from_client_framer
     size = framer.stop - framer.start
     if size <= MAX_UNNAMED and not framer.hold():
-        link.server.pool.stats.client_parse_count -= 1
         return False
-    link.server.pool.stats.server_parse_count += 1
     old = client.unnamed
     if size <= MAX_DEALLOCATE and framer.may_be(HEADER_SIZE + 1, LETTER_D) and _parse_deallocate(link, client):
         return True
@@ -280,7 +277,6 @@ def _bind(link: Link, client: ClientSession) -> bool:
         name_end = nul_at(framer.data, portal_end + 1, stop)
     if name_end < 0:
         return _names_missing(link)
-    link.server.pool.stats.bind_count += 1
     if name_end == portal_end + 1:
         if link.watch:
             session_state.bound_unnamed(link, client)
@@ -297,6 +293,7 @@ def _bind(link: Link, client: ClientSession) -> bool:
     if statement is None:
         link.outstanding.push(BIND)  # the server says 26000, or knows it from an SQL PREPARE
         return True
+    link.server.pool.stats.bind_count += 1
     if link.watch:
         session_state.bound(link, client, statement)
     _ensure(link, statement)

@@ -93,8 +93,10 @@ def test_many_waiters_have_several_servers_opened_at_a_time(
 def test_min_pool_size_is_kept_open_without_clients_for_a_forced_user(
     make_proxy: MakeProxy, database: Database
 ) -> None:
-    make_proxy(databases={"app": database.entry(user="trust_user", min_pool_size=3)}, server_idle_timeout=0.3)
+    databases = {"app": database.entry(user="trust_user", min_pool_size=3), "idle": database.entry(user="trust_user")}
+    proxy = make_proxy(databases=databases, server_idle_timeout=0.3)
     wait_until(lambda: len(database.pids()) == 3)
+    assert [row["database"] for row in proxy.admin("SHOW POOLS")] == ["app", "pgbouncer"]
     pids = database.pids()
     database.kill(pids[0])
     wait_until(lambda: len(database.pids()) == 3 and pids[0] not in database.pids())

@@ -110,8 +110,10 @@ def test_prepared_statements_are_counted_for_clients_and_for_servers(
         for _ in range(2):
             client.send(bind("one"), execute(), sync())
             assert answer(client) == "1"
+        client.send(parse("select 2"), bind(), execute(), sync())  # unnamed: not counted
+        assert answer(client) == "2"
     assert counts(proxy) == {
-        "client_login_count": 2, "server_assignment_count": 6, "xact_count": 6, "query_count": 6,
+        "client_login_count": 2, "server_assignment_count": 8, "xact_count": 8, "query_count": 8,
         "client_parse_count": 2, "server_parse_count": 1, "bind_count": 6,
     }  # fmt: skip
 
