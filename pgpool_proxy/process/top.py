@@ -10,6 +10,7 @@ import argparse
 import getpass
 import os
 import shutil
+import signal
 import sys
 import textwrap
 import time
@@ -43,12 +44,16 @@ def main(arguments: Sequence[str]) -> int:
     except (ConfigError, psycopg.ProgrammingError) as error:
         sys.stderr.write(f"pgpool-proxy top: {printable(str(error)).strip()}\n")
         return 1
+    signal.signal(signal.SIGINT, _leave)
     is_once = options.once or not sys.stdout.isatty()
-    try:
-        return once(conninfo, options.rows) if is_once else again_and_again(conninfo, options.rows, options.seconds)
-    except KeyboardInterrupt:
-        sys.stdout.write("\n")
-        return 0
+    return once(conninfo, options.rows) if is_once else again_and_again(conninfo, options.rows, options.seconds)
+
+
+def _leave(*_: object) -> None:
+    """Ctrl-C: there is nothing to tidy up, and a KeyboardInterrupt would be anybody's to handle, psycopg's for one, which first
+    cancels what it is waiting for."""
+    os.write(1, b"\n")
+    os._exit(0)
 
 
 def parser() -> argparse.ArgumentParser:
