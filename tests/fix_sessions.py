@@ -494,11 +494,17 @@ class Server:
         return self.transport.take()
 
     def answer(self, size: int = 0) -> bool:
-        """The PostgreSQL reads what it was sent, and answers in chunks of `size`. False: there was nothing."""
+        """The PostgreSQL reads what it was sent, and answers in chunks of `size`. False: there was nothing. Like the real one,
+        it leaves without a word when it is told of a message of a gigabyte or more."""
         data = self.transport.take()
         if not data or not self.is_open or self.session.is_closed:
             return False
-        self.send(self.backend.answer(data), size)
+        try:
+            answer = self.backend.answer(data)
+        except ProtocolViolation:
+            self.die()
+        else:
+            self.send(answer, size)
         return True
 
     def die(self) -> None:

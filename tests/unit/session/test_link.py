@@ -502,6 +502,19 @@ def test_statements_of_a_pipeline_that_was_never_finished_are_forgotten(cut: int
     assert len(world.context.statements) == 0
 
 
+def test_who_begins_a_message_that_is_too_large_for_postgresql_loses_its_server_and_nobody_else_does() -> None:
+    world = World(pool_size=2)
+    client, other = world.client(), world.client()
+    other.send(query(b"begin"))
+    world.settle()
+    client.send(b"Q" + (1 << 30).to_bytes(4) + bytes(10))
+    world.settle()
+    assert client.is_closed
+    assert error_code(client.take()) == "08006"
+    assert not other.is_closed
+    assert len(world.open_servers) == 1
+
+
 # --- how much a client may have -------------------------------------------------------------------------------------------
 def room_for(count: int, world: World) -> None:
     """Each client may have so many statements of 16 bytes (name and text)."""
