@@ -414,8 +414,11 @@ class WorkerControl(WorkerSource):
         _log("SHUTDOWN" if mode == AT_ONCE else f"SHUTDOWN {mode.upper()}", None)
         if mode == AT_ONCE:
             self._worker.shutdown(mode)
-        elif self._worker.closing is not None:
+        elif self._worker.is_shutting_down and not self._worker.may_go_over_to(mode):
             done(orders.POOLER_CLOSING)
+        elif self._worker.is_shutting_down:  # unlike a second signal, no end at once
+            done(None)
+            self._worker.begin_shutdown(mode)
         else:
             done(None)  # before: when nobody is there, this is the end
             self._worker.shutdown(mode)

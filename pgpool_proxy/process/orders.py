@@ -224,10 +224,14 @@ class Orders:
 
     def _shutdown(self, mode: str, answered: Answered) -> None:
         supervisor = self._supervisor
+        if mode != admin.AT_ONCE and supervisor.closing:  # unlike a second signal, no end at once
+            is_possible = supervisor.may_go_over_to(mode)
+            answered(None if is_possible else admin.POOLER_CLOSING)
+            if is_possible:
+                supervisor.go_over_to(mode)
+            return
         if mode != admin.AT_ONCE:
-            answered(admin.POOLER_CLOSING if supervisor.closing else None)  # before: when nobody is there, this is the end
-            if supervisor.closing:
-                return
+            answered(None)  # before: when nobody is there, this is the end
         supervisor.shutdown(mode)
 
     def _configure_next(self) -> None:

@@ -86,6 +86,7 @@ class Supervisor:
         self._take_over: TakeOver | None = None  # from the one that this one follows
         self._secrets: dict[str, Any] | None = None
         self.closing = ""  # the mode of the shutdown that is under way
+        self._has_begun_to_close = False  # after shutdown_ready_delay
         self._totals: dict[int, dict[str, list[int]]] = {}  # by slot: what a worker that died had counted
         self._reported: dict[tuple[str, str], object] = {}  # by database and user: what servers report at login
         self._cancels: dict[tuple[int, int], set[int]] = {}  # (asker, its number) -> workers that have not answered
@@ -505,18 +506,30 @@ class Supervisor:
         delay = self.config.settings.shutdown_ready_delay
         if delay > 0:
             log.get_logger().info(f"not ready any more, shutting down in {delay:g} s")
-            asyncio.get_running_loop().call_later(delay, partial(self._begin_shutdown, mode))
+            asyncio.get_running_loop().call_later(delay, self._begin_shutdown)
         else:
-            self._begin_shutdown(mode)
+            self._begin_shutdown()
 
-    def _begin_shutdown(self, mode: str) -> None:
+    def _begin_shutdown(self) -> None:
+        self._has_begun_to_close = True
+        self.systemd.stopping(f"Waiting for {self.closing.removeprefix('wait_for_')}")
+        self.listener.close_tcp(self._door_is_closed)
+
+    def may_go_over_to(self, mode: str) -> bool:
+        """As Worker.may_go_over_to."""
+        return self._has_begun_to_close and mode in (self.closing, "wait_for_servers")
+
+    def go_over_to(self, mode: str) -> None:
+        """The shutdown that is under way becomes this one."""
+        self.closing = mode
         self.systemd.stopping(f"Waiting for {mode.removeprefix('wait_for_')}")
-        self.listener.close_tcp(partial(self._door_is_closed, mode))
+        if not any(listening.is_tcp for listening in self.listener.sockets):
+            self._door_is_closed()
 
-    def _door_is_closed(self, mode: str) -> None:
+    def _door_is_closed(self) -> None:
         """Who was still let in stands before this in the workers' channels."""
         for worker in self.workers:
-            worker.send({"is": "closing", "mode": mode})
+            worker.send({"is": "closing", "mode": self.closing})
         self._look_for_end()
 
     def _look_for_end(self) -> None:

@@ -431,15 +431,21 @@ class Worker:
         return self.closing is not None or self.observation.is_draining
 
     def begin_shutdown(self, mode: str) -> None:
-        """`wait_for_servers` or `wait_for_clients`, without the delay."""
+        """`wait_for_servers` or `wait_for_clients`, without the delay. The first may follow the second: it waits for less."""
         self.systemd.stopping(f"Waiting for {mode.removeprefix('wait_for_')}")
-        self.closing = errors.SHUTTING_DOWN
+        is_first, self.closing = self.closing is None, errors.SHUTTING_DOWN
         if mode == "wait_for_servers":
             self._waits_for_servers = True
             self.registry.closing = errors.SERVER_SHUTTING_DOWN
             self.registry.paused = True
             self._send_waiting_away(monotonic())
-        self.listener.close_tcp(self._look_for_end)
+        if is_first:
+            self.listener.close_tcp(self._look_for_end)
+
+    def may_go_over_to(self, mode: str) -> bool:
+        """Is the shutdown that is under way this one, or can it become it? Whom wait_for_servers has sent away stays away, and
+        what the delay is for cannot be had twice."""
+        return self.closing is not None and (mode == "wait_for_servers" or not self._waits_for_servers)
 
     def refusal(self, is_unix: bool, is_console: bool) -> Report | None:
         """What a client that logs in is told while shutting down; None: it may. Who has come by TCP was there before, and

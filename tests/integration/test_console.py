@@ -296,6 +296,34 @@ def test_shutdown_wait_for_servers_is_sigint(pooled: Proxy, login: Login) -> Non
     assert pooled.log_contains("server connections dropped, exiting")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_shutdown_that_waits_for_clients_may_be_made_one_that_waits_for_servers(
+    make_proxy: MakeProxy, database: Database, login: Login, workers: int
+) -> None:
+    proxy = made(make_proxy, database, workers=workers)
+    busy, idle, order = login(proxy), login(proxy), console(proxy, login)
+    run(busy, "begin")
+    for mode in ("CLIENTS", "CLIENTS", "SERVERS"):
+        assert value(idle, "select 1") == "1"
+        assert [found.type for found in order.query(f"SHUTDOWN WAIT_FOR_{mode}")] == [b"C", b"Z"]
+    assert [found.type for found in order.query("SHUTDOWN WAIT_FOR_SERVERS")] == [b"C", b"Z"]
+    assert error(order.query("SHUTDOWN WAIT_FOR_CLIENTS"))["M"] == "pooler is shutting down"
+
+    def told() -> str:
+        """What a query is refused with, once its worker has heard of it."""
+        ask(idle, "select 1")
+        first = idle.read_message()
+        if first.type == b"E":
+            return first.fields()["M"]
+        idle.read_until(b"Z")
+        return ""
+
+    assert wait_until(told) == "server shutting down"
+    run(busy, "commit")
+    assert proxy.wait_exit() == 0
+    assert proxy.log_contains("server connections dropped, exiting")
+
+
 def test_shutdown_is_the_end_at_once(pooled: Proxy, login: Login) -> None:
     busy, order = login(pooled), console(pooled, login)
     run(busy, "begin")

@@ -163,6 +163,16 @@ class House:
     def shutdown(self, mode: str) -> None:
         self.orders.append(("shutdown", mode))
 
+    @property
+    def is_shutting_down(self) -> bool:
+        return self.closing is not None
+
+    def may_go_over_to(self, mode: str) -> bool:
+        return mode == "wait_for_servers"
+
+    def begin_shutdown(self, mode: str) -> None:
+        self.orders.append(("begin shutdown", mode))
+
     def apply(self, config: Config) -> None:
         self.config = config
 

@@ -504,10 +504,12 @@ def test_shutdown_is_answered_before_it_begins_unless_it_is_at_once(house: Any) 
     assert house.orders[-1] == ("shutdown", "wait_for_clients")
 
 
-def test_a_second_graceful_shutdown_is_refused(house: Any) -> None:
+def test_a_second_shutdown_goes_over_to_what_waits_for_less_and_is_refused_otherwise(house: Any) -> None:
     house.closing = errors.SHUTTING_DOWN
-    assert house.console().outcome("SHUTDOWN WAIT_FOR_SERVERS") == "08P01 pooler is shutting down"
+    assert house.console().outcome("SHUTDOWN WAIT_FOR_CLIENTS") == "08P01 pooler is shutting down"
     assert house.orders == []
+    assert house.console().outcome("SHUTDOWN WAIT_FOR_SERVERS") == "SHUTDOWN"
+    assert house.orders == [("begin shutdown", "wait_for_servers")]
 
 
 def test_set_changes_a_setting(house: Any) -> None:
