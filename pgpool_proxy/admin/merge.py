@@ -30,7 +30,7 @@ RECORDS_AT_A_TIME: Final = 50
 def part_of(table: str, source: Source) -> Iterator[list[Record]]:
     """The records of this process, in chunks: between two of them others may have their turn. Raises `Refused` for a table that
     does not exist. A chunk of 50 clients takes about 2 ms, and 0.2 ms more as JSON."""
-    return _chunks(iter(_merging(table).records(source)))
+    return chunked(iter(_merging(table).records(source)))
 
 
 def merged(table: str, parts: Iterable[Part]) -> Iterator[Row]:
@@ -38,7 +38,7 @@ def merged(table: str, parts: Iterable[Part]) -> Iterator[Row]:
     return iter(_merging(table).rows(list(parts)))
 
 
-def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
+def chunked(records: Iterator[Record]) -> Iterator[list[Record]]:
     while chunk := list(islice(records, RECORDS_AT_A_TIME)):
         yield chunk
 
@@ -157,7 +157,7 @@ def _waits(parts: Sequence[Part]) -> Iterator[Row]:
         own = {(place[0], place[1]): row[waits.AT_QUEUE] for place, row in records if place}
         for pool, count in own.items():
             queues[pool] = queues.get(pool, 0) + count
-    usage = _usage(parts)
+    usage = usage_of(parts)
     for place, row in _by_place([(number, [record for record in records if record[0]]) for number, records in parts]):
         found = list(row)
         found[waits.AT_QUEUE] = queues[place[0], place[1]]
@@ -166,7 +166,7 @@ def _waits(parts: Sequence[Part]) -> Iterator[Row]:
         yield tuple(found)
 
 
-def _usage(parts: Sequence[Part]) -> dict[tuple[str, str], tuple[int, int, int, int, int, int]]:
+def usage_of(parts: Sequence[Part]) -> dict[tuple[str, str], tuple[int, int, int, int, int, int]]:
     """The limits of each pool, and what all workers together use of them: see `waits.usage`."""
     limits: dict[tuple[str, str], tuple[int, int, int]] = {}
     taken: Counter[tuple[str, str]] = Counter()

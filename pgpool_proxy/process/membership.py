@@ -44,7 +44,7 @@ from pgpool_proxy import errors, log
 from pgpool_proxy.admin import control as orders
 from pgpool_proxy.admin.answers import from_json, to_json
 from pgpool_proxy.admin.control import Done, Pending, Refused
-from pgpool_proxy.admin.merge import part_of
+from pgpool_proxy.admin.merge import chunked, part_of
 from pgpool_proxy.errors import ConfigError, Report
 from pgpool_proxy.metrics import merge
 from pgpool_proxy.net.client_connection import ClientConnection, Gate
@@ -56,10 +56,11 @@ from pgpool_proxy.process.channel import Channel, Message, receive_first
 from pgpool_proxy.process.fleet_control import FleetControl
 from pgpool_proxy.process.handover import shared_state
 from pgpool_proxy.process.lease_wire import LeaseWire
-from pgpool_proxy.process.orders import HISTORY, PERIODS, READINESS, SHARED, SNAPSHOT
+from pgpool_proxy.process.orders import HISTORY, LONG_WAITS, PERIODS, READINESS, SHARED, SNAPSHOT
 from pgpool_proxy.process.packing import unpacked
 from pgpool_proxy.process.receiver import refuse
 from pgpool_proxy.process.retirement import Retirement
+from pgpool_proxy.process.watch import queues
 from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.server_login import no_server
 from pgpool_proxy.session.server_session import ServerSession
@@ -439,6 +440,8 @@ class Membership:
             chunks = merge.chunks(observation.own_snapshot())
         elif table == HISTORY:
             chunks = iter([list(observation.own_history())])
+        elif table == LONG_WAITS:
+            chunks = chunked(queues(self.worker))
         elif table == PERIODS:
             chunks = iter([[self.worker.stats.whole_period()]])
         else:

@@ -34,6 +34,7 @@ SNAPSHOT: Final = "the snapshot for the metrics"  # questions that are no tables
 HISTORY: Final = "the history for the status page"
 READINESS: Final = "readiness"
 PERIODS: Final = "the last period"
+LONG_WAITS: Final = "the queues that are long"
 SHARED: Final = "what a new daemon has to know"
 WORKERS: Final = "WORKERS"  # the table that says more than workers know of themselves
 Answered = Callable[[Report | None], None]

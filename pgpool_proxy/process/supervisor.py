@@ -36,11 +36,12 @@ from pgpool_proxy.process.fleet_observation import FleetObservation
 from pgpool_proxy.process.fleet_receiver import FleetReceiver
 from pgpool_proxy.process.lease_desk import LeaseDesk
 from pgpool_proxy.process.moving import State
-from pgpool_proxy.process.orders import PERIODS, Orders
+from pgpool_proxy.process.orders import LONG_WAITS, PERIODS, Orders
 from pgpool_proxy.process.packing import packed
 from pgpool_proxy.process.spawner import Spawner, SpawnFailed
 from pgpool_proxy.process.systemd import Systemd
 from pgpool_proxy.process.takeover import TakeOver
+from pgpool_proxy.process.watch import FleetWatch
 from pgpool_proxy.process.worker_process import ACTIVE, GONE, RETIRING, STARTING, WorkerProcess
 from pgpool_proxy.settings import config as configuration
 from pgpool_proxy.settings.config import Config
@@ -77,6 +78,7 @@ class Supervisor:
         self.restarts: dict[int, int] = {}  # by slot
         self.leases = LeaseDesk(self)
         self.orders = Orders(self)
+        self.watch = FleetWatch(self.orders, LONG_WAITS)
         self.observation = FleetObservation(self)
         self.observation.configure(config)
         self.secret = os.urandom(32)  # what logins of unknown users are mocked from: one for all workers
@@ -252,6 +254,8 @@ class Supervisor:
             self._tell_others(worker, message)
         elif kind in ("server_failed", "server_back", "login_failed", "login_succeeded", "doubted"):
             self._tell_others(worker, message)
+        elif kind == "long_waits":
+            self.watch.received(message["pools"], monotonic())
         elif kind == "cancel":
             self._cancel(worker, message)
         elif kind == "cancelled":

@@ -6,6 +6,7 @@ import json
 import threading
 
 import pytest
+from fix_clients import Database, Login, ask, run
 from fix_proxy import MakeProxy
 from fix_wait import wait_until
 
@@ -49,6 +50,34 @@ def test_who_holds_a_server_in_a_transaction_is_told_of_once(make_proxy: MakePro
         client.execute("select pg_sleep(1.5)")
         wait_until(lambda: proxy.log_contains("running a query for"), 10, "a transaction of one long query is told of, too")
     assert proxy.log_contains("idle in transaction for", 1)
+
+
+def test_a_session_that_keeps_its_server_is_named_to_those_who_wait_for_it(make_proxy: MakeProxy) -> None:
+    proxy = make_proxy(pool_mode="session", default_pool_size=1, log_long_waits=0.2)
+    with proxy.connect() as holder:
+        holder.execute("select 1")
+        asking = threading.Thread(target=lambda: proxy.sql("select 1"))
+        asking.start()
+        line = proxy.wait_log("waiting for a server")
+        holder.close()
+        asking.join(10)
+    assert "all 1 servers of the pool are busy (none in a transaction, longest idle: C-" in line
+
+
+def test_of_several_workers_one_says_what_all_were_doing(make_proxy: MakeProxy, database: Database, login: Login) -> None:
+    proxy = make_proxy(
+        databases={"app": database.entry()}, pool_mode="transaction", default_pool_size=1, log_long_waits=0.2, workers=2
+    )
+    holder, *waiters = [login(proxy) for _ in range(5)]
+    run(holder, "begin")
+    for waiter in waiters:
+        ask(waiter, "select 1")
+    wait_until(lambda: {row["worker"] for row in proxy.admin("SHOW WAITS")} == {1, 2}, 10, "somebody waits in each worker")
+    line = proxy.wait_log("waiting for a server")
+    assert "all 1 servers of the pool are busy (longest: C-" in line
+    run(holder, "rollback")
+    for waiter in waiters:
+        waiter.read_until(b"Z")
 
 
 def test_a_long_wait_says_what_the_pool_was_doing(make_proxy: MakeProxy) -> None:
