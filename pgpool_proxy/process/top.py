@@ -88,7 +88,8 @@ def where(given: str | None, user: str | None, environ: Mapping[str, str]) -> st
         keywords["host"], keywords["port"] = ping.where(given, None, None, environ)
         if operator is None:
             settings = load(given, {}, environ).settings
-            operator = next(iter([*settings.stats_users.split(","), *settings.admin_users.split(",")]), "").strip()
+            names = f"{settings.stats_users},{settings.admin_users}".split(",")
+            operator = next((name.strip() for name in names if name.strip()), None)
     if user is not None:
         keywords["user"] = user
     keywords.setdefault("user", operator or getpass.getuser())

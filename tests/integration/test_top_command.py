@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import pty
 import re
@@ -10,14 +11,16 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from fix_clients import Database, Login, ask, run
 from fix_postgres import environment
 from fix_proxy import ADMIN_PASSWORD, ADMIN_USER, STATS_USER, MakeProxy, Proxy, daemon_command
 from fix_wait import LOOPBACK, free_port, wait_until
+from psycopg.conninfo import conninfo_to_dict
 
-from pgpool_proxy.process.top import CLEAR, printable, seconds, shortened, size, table
+from pgpool_proxy.process.top import CLEAR, printable, seconds, shortened, size, table, where
 
 COMMAND = [*daemon_command(), "top"]
 
@@ -107,6 +110,21 @@ def test_whom_it_is(proxy: Proxy) -> None:
     done = top(proxy.ini, "-U", "trust_user")
     assert (done.returncode, done.stdout) == (1, "")
     assert "not allowed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("keys", "user"),
+    [
+        ("admin_users = ann, bob", "ann"),
+        ("stats_users = sue, tom\nadmin_users = ann", "sue"),
+        ("stats_users = , tom", "tom"),
+        ("", getpass.getuser()),
+    ],
+)
+def test_without_a_word_it_is_the_first_of_those_who_may(tmp_path: Path, keys: str, user: str) -> None:
+    ini = tmp_path / "proxy.ini"
+    ini.write_text(f"[databases]\n[pgbouncer]\nlisten_addr = {LOOPBACK}\n{keys}\n")
+    assert conninfo_to_dict(where(str(ini), None, {}))["user"] == user
 
 
 def test_what_cannot_be_reached_is_said() -> None:
