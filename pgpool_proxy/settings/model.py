@@ -173,7 +173,7 @@ class Settings(BaseSettings):
     server_tls_protocols: Annotated[str, Text("TLS versions for servers: a list of tlsv1.0 to tlsv1.3, all, secure")] = "secure"
     server_tls_sslmode: Annotated[SslMode, Word("TLS with servers", words=SSL_MODES)] = "prefer"
     session_state: Annotated[SessionState, Word("what to do about SET, LISTEN, temporary tables and the like that a client leaves on a shared server", words=SESSION_STATES, own=True)] = "ignore"
-    shutdown_ready_delay: Annotated[float, Seconds("after SIGTERM, /readyz says no for that long before the shutdown begins", own=True)] = 0.0
+    shutdown_ready_delay: Annotated[float, Seconds("after SIGTERM or SIGINT, /readyz says no for that long before the shutdown begins", own=True)] = 0.0
     so_reuseport: Annotated[bool, Flag("let several processes listen on the same port", changeable=False)] = False
     stats_period: Annotated[int, Whole("seconds that averages and the log line of the statistics span", low=1)] = 60
     stats_users: Annotated[str, Text("users that may run SHOW in the console, a comma list")] = ""

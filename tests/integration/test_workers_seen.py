@@ -116,7 +116,7 @@ def test_readiness_is_one(make: Callable[..., Seen]) -> None:
     assert json.loads(body)["reasons"] == ["database app: paused"]
     proxy.admin("RESUME app")
     assert get(port, "/readyz")[0] == 200
-    proxy.signal(signal.SIGTERM)
+    proxy.signal(signal.SIGINT)
     proxy.wait_log("not ready any more, shutting down in 60 s")
     assert json.loads(get(port, "/readyz")[1])["reasons"] == ["shutting down"]
     assert get(port, "/healthz")[0] == 200
