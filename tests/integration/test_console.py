@@ -281,7 +281,8 @@ def test_shutdown_wait_for_clients_is_sigterm(pooled: Proxy, login: Login) -> No
     assert value(client, "select 1") == "1"
     assert pooled.is_running()
     client.close()
-    assert pooled.wait_exit() == 0
+    assert pooled.wait_exit() == 0  # the console is not waited for
+    assert error(order.read_to_end())["M"] == "pooler is shutting down"
     assert pooled.log_contains("client connections dropped, exiting")
 
 

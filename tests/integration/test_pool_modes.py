@@ -51,6 +51,25 @@ def test_session_mode_resets_the_server_between_two_clients(
     assert value(second, "select count(*) from pg_prepared_statements") == "0"
 
 
+def test_server_reset_query_runs_after_each_transaction_if_it_always_is_to(
+    make_proxy: MakeProxy, database: Database, login: Login
+) -> None:
+    settings: dict[str, object] = {"pool_mode": "transaction", "default_pool_size": 1, "workers": 1}
+    proxy = make_proxy(databases={"app": database.entry()}, server_reset_query="reset work_mem", **settings)
+    first, second = login(proxy), login(proxy)
+    run(first, "set work_mem = '77MB'")
+    assert value(second, "show work_mem") == "77MB"
+    with proxy.run_with_config(server_reset_query_always=1):
+        run(first, "set work_mem = '78MB'")
+        assert value(second, "show work_mem") != "78MB"
+        run(first, "begin; set work_mem = '79MB'")
+        assert value(first, "show work_mem") == "79MB"
+        run(first, "commit")
+        assert value(second, "show work_mem") != "79MB"
+    run(first, "set work_mem = '80MB'")
+    assert value(second, "show work_mem") == "80MB"
+
+
 def test_transaction_mode_shares_one_server_between_transactions(single: Proxy, login: Login) -> None:
     clients = [login(single) for _ in range(5)]
     assert len({backend_pid(client) for _ in range(3) for client in clients}) == 1

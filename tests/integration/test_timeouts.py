@@ -143,6 +143,31 @@ def test_a_first_login_is_refused_with_the_cause_while_the_server_is_down(
     wait_until(is_let_in, 14, "it is let in, before server_login_retry")
 
 
+def test_a_server_that_is_starting_up_keeps_those_who_are_in_waiting(
+    make_proxy: MakeProxy, raw_server: RawServer, make_raw_client: MakeRawClient
+) -> None:
+    """57P03 is over soon: nobody is told of it."""
+    entry = {"app": f"host={raw_server.host} port={raw_server.port}"}
+    proxy = make_proxy(databases=entry, pool_mode="transaction", server_tls_sslmode="disable", workers=1)
+    client = make_raw_client(proxy.port)
+    client.send(startup_message())
+    server = raw_server.accept_login()
+    client.read_until(b"Z")
+    server.close()
+    wait_until(lambda: not proxy.admin("SHOW SERVERS"))
+    ask(client, "select 1")
+    for _ in range(2):
+        refusing = raw_server.accept()
+        raw_server.read_startup(refusing)
+        refusing.send(message(b"E", b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0"))
+        refusing.close()
+    server = raw_server.accept_login()
+    assert server.read_message() == (b"Q", b"select 1\0")
+    server.send(message(b"C", b"SELECT 0\0"), message(b"Z", b"I"))
+    assert client.read_types() == b"CZ"
+    assert not proxy.log_contains("pooler error")
+
+
 def test_without_backoff_queries_are_refused_while_the_server_is_down_as_by_pgbouncer(
     make_proxy: MakeProxy, make_middleman: MakeMiddleman, database: Database, login: Login
 ) -> None:
