@@ -190,7 +190,7 @@ def _of_process(snapshot: Snapshot) -> Iterator[Metric]:
     yield GaugeMetricFamily(f"{PREFIX}dns_queries", "Questions to name servers under way", value=snapshot.dns_queries)
     yield CounterMetricFamily(f"{PREFIX}cancel_requests", "Cancel requests that clients sent", value=snapshot.cancels)
     yield CounterMetricFamily(f"{PREFIX}lost_log_lines", "Log lines that were not written", value=snapshot.lost_log_lines)
-    errors = CounterMetricFamily(f"{PREFIX}errors", "Errors that clients were told, by class of SQLSTATE", labels=("class",))
+    errors = CounterMetricFamily(f"{PREFIX}errors", "Errors that the pooler told clients, by SQLSTATE class", labels=("class",))
     for name, count in sorted(snapshot.errors.items()):
         errors.add_metric((_label(name),), count)
     yield errors
