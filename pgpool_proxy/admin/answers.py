@@ -37,7 +37,7 @@ def merge_answers(order: str, answers: Mapping[int, Answer], timeout_s: float) -
     """The answer to an order (the name of its command) of workers by number; `timeout_s` is how long they were waited for."""
     order = order.upper()
     done = sorted([number for number, answer in answers.items() if _is_done(answer)])
-    refused = {number: answer for number, answer in sorted(answers.items()) if _is_refused(answer)}
+    refused = {number: answer for number, answer in sorted(answers.items()) if is_refused(answer)}
     missing = {number: answer for number, answer in sorted(answers.items()) if isinstance(answer, Missing)}
     if not answers:
         return NOBODY
@@ -64,7 +64,8 @@ def _is_done(answer: Answer) -> bool:
     return answer is None or (isinstance(answer, Report) and answer.severity == NOTICE)
 
 
-def _is_refused(answer: Answer) -> bool:
+def is_refused(answer: Answer) -> bool:
+    """Not done, and said so."""
     return isinstance(answer, Report) and answer.severity != NOTICE
 
 

@@ -65,12 +65,11 @@ from pgpool_proxy.session.client_session import ClientSession
 from pgpool_proxy.session.server_login import no_server
 from pgpool_proxy.session.server_session import ServerSession
 from pgpool_proxy.session.transport import Transport
-from pgpool_proxy.settings.config import Config
 from pgpool_proxy.settings.reload import leads_elsewhere, plan
 from pgpool_proxy.wire import frontend
 
 if TYPE_CHECKING:
-    from pgpool_proxy.process.worker import Worker
+    from pgpool_proxy.process.worker import NamedFiles, Worker
 
 ORDERS: Final = frozenset({"resume", "disable", "enable", "reconnect", "kill", "kill_client"})
 SWITCH_S: Final = 0.0005  # as in cli.py
@@ -165,6 +164,7 @@ class Membership:
         self.leases = LeaseWire(self)
         self._told: dict[tuple[str, str], dict[bytes, bytes]] = {}  # by database and user: what the others know already
         self._orders: dict[int, Any] = {}  # orders that are being carried out here -> Pending
+        self.prepared: tuple[str, NamedFiles] | None = None  # a configuration that is about to be used, packed, and its files
         self._handlers: dict[str, Callable[[Message, list[int]], None]] = {
             "client": self._client,
             "reported": self._reported,
@@ -526,8 +526,10 @@ def _carry_out(worker: Worker, name: str, arguments: list[Any], done: Done) -> P
         name == "reconnect" or (name == "configure" and leads_elsewhere(worker.config, unpacked(arguments[1])))
     ):
         worker.membership.forget_parameters()
-    if name == "configure":
-        _configure(worker, arguments[0], unpacked(arguments[1]), done)
+    if name == "prepare":
+        _prepare(worker, arguments[0], arguments[1], done)
+    elif name == "configure":
+        _configure(worker, arguments[0], arguments[1], done)
     elif name == "suspend":
         return control.suspend(None, done)
     elif name in ("pause", "wait_close"):
@@ -539,16 +541,36 @@ def _carry_out(worker: Worker, name: str, arguments: list[Any], done: Done) -> P
     return None
 
 
-def _configure(worker: Worker, name: str, config: Config, done: Done) -> None:
-    """RELOAD and SET."""
-    is_reload = name == "reload"
+def _prepare(worker: Worker, name: str, config: str, done: Done) -> None:
+    """RELOAD and SET, the first half: read all files, and change nothing."""
+    assert worker.membership is not None
+    worker.membership.prepared = None
     try:
-        if is_reload:
+        if name == "reload":
             log.reopen()
-            worker.carry_out(plan(worker.config, config))
-        else:
-            worker.apply(config)
+        worker.membership.prepared = config, worker.read_files(unpacked(config))
     except ConfigError as failure:
-        done((orders.RELOAD_FAILED if is_reload else orders.SET_FAILED).with_detail(str(failure)))
+        done(_failed(name, failure))
     else:
         done(None)
+
+
+def _configure(worker: Worker, name: str, config: str, done: Done) -> None:
+    """The second half, when all have done the first; who has come since reads for itself."""
+    assert worker.membership is not None
+    prepared, worker.membership.prepared = worker.membership.prepared, None
+    files = prepared[1] if prepared is not None and prepared[0] == config else None
+    fresh = unpacked(config)
+    try:
+        if name == "reload":
+            worker.carry_out(plan(worker.config, fresh), files)
+        else:
+            worker.apply(fresh, files)
+    except ConfigError as failure:
+        done(_failed(name, failure))
+    else:
+        done(None)
+
+
+def _failed(name: str, failure: ConfigError) -> Report:
+    return (orders.RELOAD_FAILED if name == "reload" else orders.SET_FAILED).with_detail(str(failure))

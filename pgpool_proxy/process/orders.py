@@ -17,7 +17,7 @@ from pgpool_proxy import errors, log
 from pgpool_proxy.admin import control as admin
 from pgpool_proxy.admin import fds
 from pgpool_proxy.admin import workers as table_of_workers
-from pgpool_proxy.admin.answers import Answer, Missing, from_json, merge_answers, to_json, to_undo
+from pgpool_proxy.admin.answers import Answer, Missing, from_json, is_refused, merge_answers, to_json, to_undo
 from pgpool_proxy.admin.show import FDS
 from pgpool_proxy.errors import ConfigError, Report
 from pgpool_proxy.process.channel import Message
@@ -240,7 +240,8 @@ class Orders:
             self._configure(*self._to_configure.popleft())
 
     def _configure(self, name: str, arguments: list[Any], answered: Answered) -> None:
-        """RELOAD and SET: the new configuration is this process's own when all workers have it."""
+        """RELOAD and SET: the new configuration is this process's own when all workers have it. They read its files first, and
+        use nothing of it unless all could."""
         supervisor = self._supervisor
         failed = admin.RELOAD_FAILED if name == "reload" else admin.SET_FAILED
         try:
@@ -261,10 +262,19 @@ class Orders:
             answered(report)
             self._configure_next()
 
+        def prepared(_: Report | None) -> None:
+            refused = {slot: answer for slot, answer in reading.answers.items() if is_refused(answer)}
+            if refused:
+                done(merge_answers(name, refused, ACK_S))
+            else:
+                self._broadcast(order)  # who is silent is named by this one
+
         self._is_configuring = True
-        order = Order("configure", [name, packed(fresh)], done)
+        arguments = [name, packed(fresh)]
+        reading = Order("prepare", arguments, prepared)
+        order = Order("configure", arguments, done)
         order.fresh = fresh
-        self._broadcast(order)
+        self._broadcast(reading)
 
     def _restart(self, answered: Answered) -> None:
         supervisor = self._supervisor

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from pgpool_proxy import errors, log
 from pgpool_proxy.admin.console import CONSOLE_PARAMETERS
@@ -24,7 +24,7 @@ from pgpool_proxy.net.connector import Connector
 from pgpool_proxy.net.dns import Dns
 from pgpool_proxy.net.listener import Listener
 from pgpool_proxy.net.tasks import Tasks
-from pgpool_proxy.net.tls import ClientTls, ServerTls
+from pgpool_proxy.net.tls import ClientSetup, ClientTls, ServerSetup, ServerTls
 from pgpool_proxy.pool import janitor as orders
 from pgpool_proxy.pool.cancel_keys import CancelKeys
 from pgpool_proxy.pool.janitor import Janitor, Order
@@ -38,7 +38,7 @@ from pgpool_proxy.process.handover import HandOver
 from pgpool_proxy.process.host import ADMIN_DATABASE, WorkerHost
 from pgpool_proxy.process.observation import Observation
 from pgpool_proxy.process.receiver import WorkerReceiver
-from pgpool_proxy.process.rules import read_rules
+from pgpool_proxy.process.rules import RuleFiles, read_rules
 from pgpool_proxy.process.statistics import Statistics
 from pgpool_proxy.process.systemd import Systemd
 from pgpool_proxy.process.takeover import TakeOver
@@ -60,6 +60,14 @@ if TYPE_CHECKING:
 
 TICK_S: Final = 0.1  # granularity of all timeouts (PgBouncer: 0.333)
 QUEUED: Final = Report("No server connection available in postgres backend, client being queued", "00000", "NOTICE")
+
+
+class NamedFiles(NamedTuple):
+    """What the files hold that a configuration names, all but users."""
+
+    rules: RuleFiles
+    client_tls: ClientSetup
+    server_tls: dict[str, ServerSetup | None]
 
 
 class Worker:
@@ -169,11 +177,14 @@ class Worker:
             self.usual.count(secret)
         self.host.forget_keys()
 
-    def apply(self, config: Config) -> None:
-        """Put a configuration into force. Raises ConfigError, changing nothing, when a file that it names cannot be used."""
-        rules = read_rules(config)
-        client_tls = self.client_tls.read(config)
-        server_tls = self.server_tls.read(config)
+    def read_files(self, config: Config) -> NamedFiles:
+        """Changes nothing. Raises ConfigError when a file that the configuration names cannot be used."""
+        return NamedFiles(read_rules(config), self.client_tls.read(config), self.server_tls.read(config))
+
+    def apply(self, config: Config, files: NamedFiles | None = None) -> None:
+        """Put a configuration into force; `files`: they have been read. Raises ConfigError, changing nothing, when a file that
+        it names cannot be used."""
+        rules, client_tls, server_tls = files or self.read_files(config)
         if _about_log(config) != _about_log(self.config):
             log.configure(config.settings)
         self.config = config
@@ -231,10 +242,10 @@ class Worker:
         finally:
             self.systemd.ready()
 
-    def carry_out(self, change: ReloadPlan) -> None:
-        """RELOAD, when everything has been read. Raises ConfigError; the old state stays in force then."""
+    def carry_out(self, change: ReloadPlan, files: NamedFiles | None = None) -> None:
+        """RELOAD, when the configuration has been read. Raises ConfigError; the old state stays in force then."""
         now = monotonic()
-        self.apply(change.config)
+        self.apply(change.config, files)
         if change.auth_file_changed or self.config.implied_users:
             self.read_users()
         else:

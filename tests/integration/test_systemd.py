@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 import socket
 import sys
-from pathlib import Path
 
 from fix_clients import Database, Login, value
 from fix_proxy import MakeProxy, Proxy
 from fix_raw import MakeRawClient
-from fix_wait import LOOPBACK, free_port, hand_over, wait_until
+from fix_systemd import Manager
+from fix_wait import LOOPBACK, free_port, wait_until
 
 #: opens sockets as systemd does (TCP, then the unix socket when a path is given) and becomes the daemon
 OPENER = """
@@ -26,21 +26,6 @@ for number in range(3, 3 + len(opened)):
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(opened)))
 os.execvp(command[0], command)
 """
-
-
-class Manager:
-    """Listens at a NOTIFY_SOCKET."""
-
-    def __init__(self, path: Path) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.bind(str(path))
-        self.socket.settimeout(10)
-        hand_over(path)
-
-    def heard(self) -> dict[str, str]:
-        """The next message."""
-        lines = self.socket.recv(4096).decode().splitlines()
-        return dict(line.split("=", 1) for line in lines)
 
 
 def test_it_says_when_it_is_ready_reloads_and_stops(make_proxy: MakeProxy, database: Database, login: Login) -> None:
