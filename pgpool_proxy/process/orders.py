@@ -29,6 +29,7 @@ from pgpool_proxy.settings.reload import set_value
 if TYPE_CHECKING:
     from pgpool_proxy.process.supervisor import Supervisor
 
+OLD_STAYS: Final = "RELOAD failed, the old configuration stays"  # as one process says it
 ACK_S: Final = 5.0  # for a worker to say that it has understood, or to give its rows
 SNAPSHOT: Final = "the snapshot for the metrics"  # questions that are no tables
 HISTORY: Final = "the history for the status page"
@@ -248,22 +249,26 @@ class Orders:
             fresh = supervisor.loaded() if name == "reload" else set_value(supervisor.config, arguments[0], arguments[1])
         except ConfigError as failure:
             if name == "reload":
-                log.get_logger().error(f"RELOAD failed, the old configuration stays: {failure}")
+                log.get_logger().error(f"{OLD_STAYS}: {failure}")
                 supervisor.systemd.ready()
             answered(failed.with_detail(str(failure)))
             return
+
+        def refusals() -> dict[int, Answer]:
+            return {slot: answer for slot, answer in reading.answers.items() if is_refused(answer)}
 
         def done(report: Report | None) -> None:
             self._is_configuring = False
             if name == "reload":
                 supervisor.systemd.ready()
                 if report is not None and report.severity != "NOTICE":
-                    log.get_logger().error(f"{report.message}: {report.detail}" if report.detail else report.message)
+                    said = OLD_STAYS if refusals() else report.message
+                    log.get_logger().error(f"{said}: {report.detail}" if report.detail else said)
             answered(report)
             self._configure_next()
 
         def prepared(_: Report | None) -> None:
-            refused = {slot: answer for slot, answer in reading.answers.items() if is_refused(answer)}
+            refused = refusals()
             if refused:
                 done(merge_answers(name, refused, ACK_S))
             else:

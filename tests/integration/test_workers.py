@@ -47,6 +47,11 @@ def workers(proxy: Proxy) -> list[dict[str, Any]]:
     return proxy.admin("SHOW WORKERS")
 
 
+def workers_clients(proxy: Proxy) -> list[dict[str, Any]]:
+    """SHOW CLIENTS, without the console's."""
+    return [row for row in proxy.admin("SHOW CLIENTS") if row["database"] != "pgbouncer"]
+
+
 class Peak:
     """The highest number of backends of a database that pg_stat_activity ever shows, until `end`."""
 
@@ -92,13 +97,15 @@ def peak(database: Database) -> Iterator[Peak]:
         watch.close()
 
 
-async def keep_busy(proxy: Proxy, clients: int, transactions: int, seconds: float = 0.001) -> list[Exception]:
+async def keep_busy(
+    proxy: Proxy, clients: int, transactions: int, seconds: float = 0.001, **who: object
+) -> list[Exception]:
     """So many clients with so many transactions each: what went wrong."""
     problems: list[Exception] = []
 
     async def one() -> None:
         try:
-            async with await proxy.aconnect() as connection:
+            async with await proxy.aconnect(**who) as connection:
                 for _ in range(transactions):
                     await connection.execute("select pg_sleep(%s)", [seconds])
         except psycopg.Error as problem:
@@ -192,11 +199,50 @@ def test_max_db_connections_is_shared_by_pools_and_workers(make: Make, database:
     wait_until(lambda: len(database.pids()) <= 2, 10, "those that gave way are gone")
 
 
+@pytest.mark.parametrize(
+    ("limit", "parties"),
+    [
+        ("max_db_connections", [{"user": "trust_user"}, {"user": "md5_user"}]),
+        ("max_user_connections", [{"dbname": "app"}, {"dbname": "second"}]),
+    ],
+)
+async def test_what_pools_share_is_never_exceeded(
+    make: Make, database: Database, limit: str, parties: list[dict[str, object]]
+) -> None:
+    """Two pools, in two workers each, want three servers each, of three in all."""
+    proxy = make(
+        databases={"second": database.entry()}, default_pool_size=3, users={"trust_user": "", "md5_user": "md5-secret"},
+        **{limit: 3},
+    )  # fmt: skip
+    with peak(database) as watch:
+        assert await asyncio.gather(*(keep_busy(proxy, clients=8, transactions=25, **who) for who in parties)) == [[], []]
+    assert watch.end() == 3
+
+
+async def test_workers_with_as_many_who_wait_get_as_much(make: Make) -> None:
+    """Twenty clients who never stop asking, two servers: which worker's were served, of the first 300."""
+    proxy = make(default_pool_size=2)
+    connections = [await proxy.aconnect(application_name=f"c{number}") for number in range(20)]
+    places = {row["application_name"]: row["worker"] for row in workers_clients(proxy)}
+    served: list[int] = []
+
+    async def one(connection: Any, worker: int) -> None:
+        while len(served) < 300:
+            await connection.execute("select pg_sleep(0.01)")
+            served.append(worker)
+
+    await asyncio.gather(*(one(connection, places[f"c{number}"]) for number, connection in enumerate(connections)))
+    for connection in connections:
+        await connection.close()
+    assert min(list(places.values()).count(worker) for worker in (1, 2)) >= 9
+    assert 105 <= served[:300].count(1) <= 195
+
+
 # --- clients --------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("by", ["tcp", "unix"])
-@pytest.mark.parametrize("count", [20, 200])
+@pytest.mark.parametrize("count", [20, 1000])
 def test_clients_are_spread_evenly(make: Make, login: Login, make_raw_client: MakeRawClient, by: str, count: int) -> None:
-    proxy = make(max_client_conn=1000)
+    proxy = make(max_client_conn=1100)
     for _ in range(count):
         if by == "tcp":
             login(proxy)
@@ -221,6 +267,24 @@ def test_a_cancel_finds_its_client_in_any_worker(
             assert messenger.read_to_end() == []
             assert error(client.read_until(b"Z"))["C"] == "57014"
         client.close()
+
+
+def test_a_cancel_that_another_daemon_has_got_finds_its_client_in_any_worker(
+    make: Make, database: Database, login: Login, make_raw_client: MakeRawClient
+) -> None:
+    """[peers]: two daemons with two workers each."""
+    proxies = [make(peer_id=number, start=False) for number in (1, 2)]
+    for proxy in proxies:
+        proxy.sections["peers"] = {str(n): f"host=127.0.0.1 port={one.port}" for n, one in enumerate(proxies, 1)}
+        proxy.start()
+    for here, there in (proxies, proxies[::-1]):
+        for client in one_in_each(here, login):
+            ask(client, "select pg_sleep(30)")
+            wait_until(lambda: database.pids(state="active"), 10, "it runs")
+            with make_raw_client(there.port) as messenger:
+                messenger.send(cancel_request(client.pid, client.secret))
+                assert messenger.read_to_end() == []
+            assert error(client.read_until(b"Z"))["C"] == "57014"
 
 
 # --- one console ------------------------------------------------------------------------------------------------------------
