@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -33,6 +34,7 @@ WORKERS = 4
 POOL = 6
 CLIENTS = 40
 QUERY = "select abalance from pgbench_accounts where aid = %s"
+DONE_BEFORE = re.compile(r"already suspended/paused|is not paused|not paused/suspended")  # by who gave it
 REPORT_S = 0.5  # how often a worker tells what it has counted
 
 
@@ -99,7 +101,8 @@ class Soak:
 
     # --- what happens to it ---------------------------------------------------------------------------------------------------
     async def console(self, command: str) -> list[dict[str, Any]]:
-        """A command; it is tried again when its own worker is killed below it."""
+        """A command; it is given again when its own worker is killed below it, and may have been carried out by then."""
+        is_given = again = False
         for _ in range(50):
             try:
                 connection = await psycopg.AsyncConnection.connect(
@@ -109,10 +112,13 @@ class Soak:
                     row_factory=dict_row,
                 )
                 async with connection:
+                    again, is_given = is_given, True
                     cursor = await connection.execute(command)  # type: ignore[call-overload]
                     return await cursor.fetchall() if cursor.description else []
-            except psycopg.OperationalError as error:
-                if error.sqlstate is not None:
+            except psycopg.Error as error:
+                if again and DONE_BEFORE.search(str(error)):
+                    return []
+                if error.sqlstate is not None or not isinstance(error, psycopg.OperationalError):
                     raise
                 await asyncio.sleep(0.1)
         raise BenchError(f"the console does not answer {command}")
@@ -160,13 +166,17 @@ class Soak:
     async def kill_worker(self) -> None:
         """When it has told what it has counted."""
         self._breathing.clear()
-        while self._busy:  # noqa: ASYNC110 - forty of them, each with its own end
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(2 * REPORT_S + 0.5)
-        victim = random.choice(await self.console("SHOW WORKERS"))
-        os.kill(victim["pid"], signal.SIGKILL)
-        await asyncio.sleep(0.2)
-        self._breathing.set()
+        try:
+            while self._busy:  # noqa: ASYNC110 - forty of them, each with its own end
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(2 * REPORT_S + 0.5)
+            victim = random.choice([row for row in await self.console("SHOW WORKERS") if row["state"] == "active"])
+            os.kill(victim["pid"], signal.SIGKILL)
+            await asyncio.sleep(0.2)
+        except ProcessLookupError:
+            pass  # it has ended by itself since
+        finally:
+            self._breathing.set()
 
     # --- the end ------------------------------------------------------------------------------------------------------------
     async def run(self, seconds: float) -> None:

@@ -21,8 +21,8 @@ class Replacements:
         self.supervisor._is_up = True
         self.pauses: list[float] = []
         self.numbers = 0
-        self.supervisor._replace = lambda slot, pause: self.pauses.append(pause)  # type: ignore
-        self.supervisor.tasks.start = lambda work, name: None  # type: ignore
+        self.supervisor._replace = lambda slot, pause: self.pauses.append(pause)  # type: ignore[method-assign, assignment, return-value]
+        self.supervisor.tasks.start = lambda work, name: None  # type: ignore[method-assign, assignment, misc]
 
     def die(self, slot: int, lived: float) -> float:
         """A worker dies after so many seconds: how long the next one is waited with."""
