@@ -377,15 +377,15 @@ class Membership:
         if own and peer_of(key) != own:
             return False
 
-        def done(_: Any) -> None:
-            session.leave(errors.CANCEL_SENT, monotonic())
+        def done(message: Any) -> None:
+            session.leave(errors.CANCEL_SENT if message["found"] else errors.CANCEL_UNKNOWN_KEY, monotonic())
 
         self.ask({"is": "cancel", "key": key.hex()}, done)
         return True
 
     def _cancel(self, message: Message, descriptors: list[int]) -> None:
         if self.worker.keys.find(bytes.fromhex(message["key"])) is None:
-            self.say({"is": "cancelled", "id": message["id"], "asker": message["asker"]})
+            self.say({"is": "cancelled", "id": message["id"], "asker": message["asker"], "found": False})
         else:
             self.worker.tasks.start(self._bring_cancel(message), "cancel of another worker")
 
@@ -406,7 +406,7 @@ class Membership:
             pass
         finally:
             ours.close()
-            self.say({"is": "cancelled", "id": message["id"], "asker": message["asker"]})
+            self.say({"is": "cancelled", "id": message["id"], "asker": message["asker"], "found": True})
 
     # --- orders -------------------------------------------------------------------------------------------------------
     def _do(self, message: Message, descriptors: list[int]) -> None:

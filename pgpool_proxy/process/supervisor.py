@@ -304,7 +304,7 @@ class Supervisor:
         """A CancelRequest whose key the worker that accepted it does not know: one of the others may."""
         others = [worker for worker in self.workers if worker is not asker and worker.takes_orders]
         if not others:
-            asker.send({"is": "cancelled", "id": message["id"]})
+            asker.send({"is": "cancelled", "id": message["id"], "found": False})
             return
         self._cancels[asker.number, message["id"]] = {worker.number for worker in others}
         for worker in others:
@@ -315,8 +315,9 @@ class Supervisor:
         request = (int(message["asker"]), int(message["id"]))
         waiting = self._cancels.get(request, set())
         waiting.discard(worker.number)
-        if not waiting and self._cancels.pop(request, None) is not None:
-            self.tell(request[0], {"is": "cancelled", "id": request[1]})
+        is_found = bool(message["found"])
+        if (is_found or not waiting) and self._cancels.pop(request, None) is not None:
+            self.tell(request[0], {"is": "cancelled", "id": request[1], "found": is_found})
 
     # --- workers that end ---------------------------------------------------------------------------------------------
     def _lost(self, worker: WorkerProcess) -> None:
@@ -325,7 +326,7 @@ class Supervisor:
         self.leases.left(worker)
         self.orders.left(worker)
         for asker, identifier in list(self._cancels):
-            self._cancelled(worker, {"asker": asker, "id": identifier})
+            self._cancelled(worker, {"asker": asker, "id": identifier, "found": False})
         if self.hand_over is not None:
             self.hand_over.left(worker)
         if not worker.has_retired:

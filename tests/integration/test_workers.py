@@ -269,6 +269,16 @@ def test_a_cancel_finds_its_client_in_any_worker(
         client.close()
 
 
+def test_a_cancel_that_nobody_knows_is_no_success(make: Make, make_raw_client: MakeRawClient, login: Login) -> None:
+    proxy = make()
+    client = login(proxy)
+    messenger = make_raw_client(proxy.port)
+    messenger.send(cancel_request(client.pid ^ 1, client.secret[::-1]))
+    assert messenger.read_to_end() == []
+    proxy.wait_log("failed cancel request")
+    assert not proxy.log_contains("successfully sent cancel request")
+
+
 def test_a_cancel_that_another_daemon_has_got_finds_its_client_in_any_worker(
     make: Make, database: Database, login: Login, make_raw_client: MakeRawClient
 ) -> None:
