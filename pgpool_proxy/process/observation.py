@@ -154,7 +154,11 @@ class Observation(MetricsPort):
                 reasons.append(f"database {name}: there is none")
             elif database.paused or database.disabled:
                 reasons.append(f"database {name}: {'paused' if database.paused else 'disabled'}")
-            elif not any(pool.usable_servers for pool in database.pools):
+            elif any(pool.usable_servers for pool in database.pools):
+                continue
+            elif _is_refused(database):
+                reasons.append(f"database {name}: server login has been failing")
+            else:
                 unproved.append(name)
         if not unproved or reasons:
             done(Readiness(tuple(reasons)))
@@ -182,6 +186,15 @@ class Observation(MetricsPort):
             else:
                 return ""
         return problem
+
+
+def _is_refused(database: Database) -> bool:
+    """Whether a pool that keeps servers by itself gets none. Of others it says nothing: the failure may be their client's, and
+    without clients, who stay away from what is not ready, nobody would try again."""
+    return any(
+        pool.last_failure is not None and pool.limits.min_pool_size > 0 and pool.user.name == database.forced_user
+        for pool in database.pools
+    )
 
 
 async def _ask(host: str, port: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
+from fix_clients import Database
 from fix_postgres import Postgres
 from fix_proxy import MakeProxy, Proxy
 from fix_wait import accepts, free_port, wait_until
@@ -196,6 +197,31 @@ def test_a_database_without_a_server_is_asked_for_one(make_proxy: MakeProxy, pos
         assert status == 503
         (reason,) = json.loads(body)["reasons"]
         assert reason.startswith(reasons)
+
+
+def test_who_keeps_servers_is_ready_when_they_can_be_had(make_proxy: MakeProxy, database: Database) -> None:
+    """That PostgreSQL answers is not enough where the daemon itself logs in, again and again."""
+    port = free_port()
+    entry = f"host={database.server.host} port={database.server.port} dbname={database.name}_later user=trust_user"
+    proxy = make_proxy(
+        databases={"app": f"{entry} min_pool_size=1"},
+        metrics_listen_addr=HOST,
+        metrics_port=port,
+        readiness_databases="app",
+        server_login_retry=0.2,
+    )
+    wait_until(lambda: answers(port), 10, "the HTTP side listens")
+    refused = (503, ["database app: server login has been failing"])
+
+    def said() -> tuple[int, list[str]]:
+        status, body = get(port, "/readyz")
+        return status, json.loads(body).get("reasons", [])
+
+    wait_until(lambda: said() == refused, 10, "it knows")
+    database.server.create_database(f"{database.name}_later")
+    wait_until(lambda: said() == (200, []), 10, "it is ready")
+    proxy.stop()
+    database.server.sql(f"drop database {database.name}_later with (force)", dbname="postgres")
 
 
 def test_readiness_falls_before_the_shutdown_begins(make_proxy: MakeProxy) -> None:
