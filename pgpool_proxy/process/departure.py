@@ -59,7 +59,7 @@ class Departure:
         """Everybody who can move now. True: somebody is left."""
         worker = self._worker
         is_over = 0 < self.timeout_s <= now - self._began
-        left = worker.registry.login_clients.count > 0 and not is_over
+        left = (worker.has_arrivals or worker.registry.login_clients.count > 0) and not is_over
         for pool in list(worker.registry.pools.values()):
             if pool.database.is_admin:
                 continue

@@ -273,6 +273,7 @@ class Supervisor:
             if successor is not None:
                 successor.send(message)
             if kind == "retired":
+                worker.totals = message["totals"]
                 worker.has_retired = successor is not None
                 worker.send({"is": "stop"})
         elif not self.leases.received(worker, message, descriptors) and not self.orders.received(worker, message, descriptors):

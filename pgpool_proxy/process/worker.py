@@ -105,7 +105,7 @@ class Worker:
         self.peers = Peers(self.context, self.connector.send_cancel)
         self.janitor = Janitor(self.registry)
         self.listener = Listener(self.context, lambda connection, _: self.take(connection, self.listener))
-        self._arriving = 0  # connections that are no sessions yet
+        self._arriving = 0
         self.stats = Statistics(self.registry)
         self.control = WorkerControl(self)
         self.console_control: Control = self.control
@@ -374,6 +374,11 @@ class Worker:
         self._arriving += 1
         self.tasks.start(self._connect(connection, gate, vanished), "client")
 
+    @property
+    def has_arrivals(self) -> bool:
+        """Connections that are no sessions yet."""
+        return self._arriving > 0
+
     async def _connect(self, connection: socket.socket, gate: Gate, vanished: Callable[[], None] | None) -> None:
         protocol = cast(asyncio.Protocol, ClientConnection(gate))
         try:
@@ -475,7 +480,7 @@ class Worker:
                     server.disconnect(errors.PAUSE_MODE, now)
 
     def _look_for_end(self) -> None:
-        if self._arriving or any(listening.is_tcp for listening in self.listener.sockets):
+        if self.has_arrivals or any(listening.is_tcp for listening in self.listener.sockets):
             return  # those who are at the door are told something yet
         if self._waits_for_servers:
             if not any(pool.server_count for pool in self.registry.pools.values()):
