@@ -21,6 +21,9 @@ LOCAL: Final = "local"
 HOST: Final = "host"
 HOST_TLS: Final = "hostssl"
 HOST_NO_TLS: Final = "hostnossl"
+# The longest name that is held against regular expressions: theirs can take time by a power of its length, and a database
+# that a stranger names may be as long as a StartupMessage. PostgreSQL's own names have 63 bytes.
+MAX_MATCHED: Final = 127
 TYPES: Final = frozenset({LOCAL, HOST, HOST_TLS, HOST_NO_TLS})
 
 LDAP_OPTIONS: Final = frozenset(
@@ -105,16 +108,17 @@ class HbaRule:
 class HbaRules:
     """All lines of an HBA file. `problems` are lines left out, `warnings` lines that may not mean what they say.
 
-    `names` are the host names that `match` may have to resolve.
+    `names` are the host names that `match` may have to resolve, `has_patterns` tells of regular expressions for databases.
     """
 
-    __slots__ = ("names", "problems", "rules", "warnings")
+    __slots__ = ("has_patterns", "names", "problems", "rules", "warnings")
 
     def __init__(self, rules: list[HbaRule], problems: list[ConfigError], warnings: list[ConfigError]) -> None:
         self.rules = rules
         self.problems = problems
         self.warnings = warnings
         self.names = frozenset(rule.address.name for rule in rules if rule.address.name)
+        self.has_patterns = any(rule.databases.patterns for rule in rules)
 
     def __repr__(self) -> str:
         return f"<HbaRules rules={len(self.rules)} problems={len(self.problems)}>"
@@ -129,11 +133,14 @@ class HbaRules:
         replication: bool = False,
         resolve: Resolve | None = None,
     ) -> HbaRule | None:
-        """The first line for this connection, or None.
+        """The first line for this connection, or None. Where a regular expression would have to say whether a line is for a
+        database with a name beyond MAX_MATCHED, no line is: passing over that one might pass over a reject.
 
         `conn_type` is "local" (unix socket) or "host". `resolve` gives the addresses of a name out of `names`;
         without it lines with a name fit nobody.
         """
+        if self.has_patterns and max(len(database), len(user)) > MAX_MATCHED:
+            return None
         peer = None if address is None else parse_address(address)
         for rule in self.rules:
             if rule.match(conn_type == LOCAL, database, user, peer, tls, replication, resolve or unresolved):

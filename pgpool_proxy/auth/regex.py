@@ -4,7 +4,8 @@ The two languages differ where it matters for access: Python's `$` also matches 
 user named "alice\n" would pass for "alice"), its `\d` and `\w` know more than ASCII (PostgreSQL compiles these files'
 patterns under the C collation), and bracket classes like [[:alnum:]] mean nothing to it. What has no safe counterpart
 is refused rather than guessed. Must not know what is matched. Patterns are the operator's; names that they meet are
-short (a user name has 127 bytes at the most), which bounds what backtracking can cost.
+short (a user has 127 bytes at the most, and hba.py tries no database of more), which bounds what backtracking can cost unless a
+pattern nests repetitions, as (a+)+ does.
 """
 
 from __future__ import annotations

@@ -242,6 +242,14 @@ def test_methods(method):
     assert rule.map == ""
 
 
+def test_no_line_is_for_a_database_too_long_for_the_regular_expressions():
+    """One of 9,900 characters took a second; passing over the expression alone would pass over a reject."""
+    text = "host /^.*_.*_x$ all all reject\nhost all all all trust\n"
+    assert line_of(text, database="_" * 127) == 2
+    assert line_of(text, database="_" * 128) is None
+    assert line_of("host all all all trust\n", database="_" * 128) == 1
+
+
 def test_maps():
     rules = parse_hba('hostssl all all all cert map=certs\nlocal all all peer "map=os users"')
     assert [rule.map for rule in rules.rules] == ["certs", "os users"]

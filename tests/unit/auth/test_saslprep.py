@@ -41,3 +41,14 @@ def test_password_is_prepared_as_rfc_4013_says(typed, prepared):
 )
 def test_password_that_saslprep_refuses_is_used_raw(typed):
     assert saslprep(typed) == typed
+
+
+@pytest.mark.parametrize("characters", [513, 32_765])
+def test_password_that_would_take_long_to_prepare_is_used_raw(characters):
+    """Normalizing sorts combining marks in a time that grows with the square of their number."""
+    typed = ("\u0301" * (characters // 2 + characters % 2) + "\u0323" * (characters // 2)).encode()
+    assert saslprep(typed) == typed
+
+
+def test_password_of_a_kilobyte_is_prepared():
+    assert saslprep("\u00aa".encode() * 512) == b"a" * 512
