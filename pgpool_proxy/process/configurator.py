@@ -12,6 +12,7 @@ from pgpool_proxy.settings.config import Config
 from pgpool_proxy.settings.entries import DatabaseEntry
 
 EMPTY_QUERY = "<empty>"
+MAX_AUTO_NAME = 127  # characters; PostgreSQL's names have 63 bytes, but a stranger's may be as long as a StartupMessage
 
 
 class ConfigSource(Protocol):
@@ -35,10 +36,11 @@ class Configurator:
         """The database for a name that is asked for the first time."""
         config = self._source.config
         entry = config.database(name)
-        if entry is None:
+        is_auto = name not in config.databases
+        if entry is None or (is_auto and len(name) > MAX_AUTO_NAME):
             return None
         database = Database(name, registry)
-        database.is_auto = name not in config.databases
+        database.is_auto = is_auto
         if database.is_auto:
             log.get_logger().info(f"registered new auto-database: {name}")
         self.configure_database(database, entry)

@@ -22,7 +22,7 @@ from pgpool_proxy.auth.hba import HbaRule
 from pgpool_proxy.auth.plain import OpenExchange, OutsideExchange
 from pgpool_proxy.errors import AuthenticationFailed, ConfigError, Report
 from pgpool_proxy.pool.pool import NO_REPLICATION
-from pgpool_proxy.pool.registry import Database, Registry
+from pgpool_proxy.pool.registry import Database, Registry, User
 from pgpool_proxy.process.auth_query import Lookups
 from pgpool_proxy.process.failed_logins import FAILURES, FailedLogins, origin_of
 from pgpool_proxy.process.outside import Outside, Question
@@ -137,7 +137,8 @@ class Logins:
         elif is_admin and login.replication != NO_REPLICATION:
             report = errors.UNSUPPORTED_PARAMETER.saying("unsupported startup parameter: replication")
         elif database is not None:
-            report = registry.admit(session, database, registry.user(login.user))
+            # Strangers may make up as many names as they like: the registry keeps those that have proved themselves.
+            report = registry.admit(session, database, registry.users.get(login.user) or User(login.user))
         if report is not None:
             session.fail(report, now)
             return

@@ -125,8 +125,10 @@ def test_unknown_users_and_databases_look_like_a_wrong_password(
     make_proxy: MakeProxy, make_raw_client: MakeRawClient, method: str, postgres: Postgres
 ) -> None:
     proxy = make_proxy(auth_type=method, databases={"app": f"host={postgres.host} port={postgres.port}"})
+    names = proxy.show("LISTS", list="users")["items"]
     known = conversation(make_raw_client, proxy.port, method, "plain_user", "app")
     assert known == conversation(make_raw_client, proxy.port, method, "nobody_knows", "app")
+    assert proxy.show("LISTS", list="users")["items"] == names, "a stranger's name is kept"
     assert known == conversation(make_raw_client, proxy.port, method, "plain_user", "nowhere")
     assert known == conversation(make_raw_client, proxy.port, method, "nobody_knows", "nowhere")
     assert known == conversation(make_raw_client, proxy.port, method, "nobody_knows", "pgbouncer")

@@ -50,6 +50,15 @@ def test_a_database_that_the_server_does_not_have_is_refused_in_its_words(
         assert re.search(pattern, line), line
 
 
+def test_no_database_is_made_for_a_name_that_no_server_can_have(
+    make_proxy: MakeProxy, database: Database, make_raw_client: MakeRawClient
+) -> None:
+    """What a stranger asks for is kept for autodb_idle_timeout: it must not be as long as a StartupMessage."""
+    proxy = make_proxy(databases=star(database))
+    assert refusal(make_raw_client(proxy.port), database="x" * 128)["M"] == "no such database: " + "x" * 128
+    assert not [name for name in names(proxy) if name.startswith("xxx")]
+
+
 def test_without_a_database_the_name_of_the_user_is_taken(
     make_proxy: MakeProxy, database: Database, make_raw_client: MakeRawClient
 ) -> None:
