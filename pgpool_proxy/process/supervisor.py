@@ -42,7 +42,7 @@ from pgpool_proxy.process.spawner import Spawner, SpawnFailed
 from pgpool_proxy.process.systemd import Systemd
 from pgpool_proxy.process.takeover import TakeOver
 from pgpool_proxy.process.watch import FleetWatch
-from pgpool_proxy.process.worker_process import ACTIVE, GONE, RETIRING, STARTING, WorkerProcess
+from pgpool_proxy.process.worker_process import ACTIVE, GONE, RETIRING, STARTING, Totals, WorkerProcess, merged
 from pgpool_proxy.settings import config as configuration
 from pgpool_proxy.settings.config import Config
 from pgpool_proxy.settings.reload import leads_elsewhere, plan
@@ -89,7 +89,7 @@ class Supervisor:
         self._secrets: dict[str, Any] | None = None
         self.closing = ""  # the mode of the shutdown that is under way
         self._has_begun_to_close = False  # after shutdown_ready_delay
-        self._totals: dict[int, dict[str, list[int]]] = {}  # by slot: what a worker that died had counted
+        self._totals: Totals = {}  # what workers had counted that died when there was no other, by database
         self._reported: dict[tuple[str, str], object] = {}  # by database and user: what servers report at login
         self._cancels: dict[tuple[int, int], set[int]] = {}  # (asker, its number) -> workers that have not answered
         self._numbers = 0  # of worker processes
@@ -158,6 +158,8 @@ class Supervisor:
         return worker
 
     def _first(self, worker: WorkerProcess) -> Message:
+        worker.totals = self._totals
+        self._totals = {}
         return {
             "is": "init",
             "version": package_version(),
@@ -171,7 +173,7 @@ class Supervisor:
             "quiet": log.is_quiet(),
             "config": packed(self.config),
             "overrides": dict(self._overrides),
-            "totals": self._totals.pop(worker.slot, {}),
+            "totals": worker.totals,
             "reported": [[*key, parameters] for key, parameters in self._reported.items()],
             **self.orders.standing(),
         }
@@ -270,12 +272,13 @@ class Supervisor:
             self.hand_over.retired(worker, message)
         elif kind in ("secrets", "retired"):
             successor = self.successor(worker)
-            if successor is not None:
-                successor.send(message)
             if kind == "retired":
                 worker.totals = message["totals"]
-                worker.has_retired = successor is not None
+                if successor is not None:
+                    worker.bequeath(successor)
                 worker.send({"is": "stop"})
+            elif successor is not None:
+                successor.send(message)
         elif not self.leases.received(worker, message, descriptors) and not self.orders.received(worker, message, descriptors):
             log.get_logger().error(f"worker {worker.slot} says what nobody understands: {kind}")
 
@@ -331,7 +334,7 @@ class Supervisor:
         if self.hand_over is not None:
             self.hand_over.left(worker)
         if not worker.has_retired:
-            self._totals[worker.slot] = worker.totals
+            self._find_heir(worker)
         lived = monotonic() - worker.started_at
         worker.has_failed(SpawnFailed("it ended at once, see the log"))
         if self._stopped.is_set() or not self._is_up:
@@ -350,6 +353,15 @@ class Supervisor:
             self.listener.stop_accepting()  # for a moment: else all who come back are given to the others
             asyncio.get_running_loop().call_later(DOOR_S, self._open_door)
         self.tasks.start(self._replace(worker.slot, pause), f"worker {worker.slot}")
+
+    def _find_heir(self, worker: WorkerProcess) -> None:
+        """What it had counted goes on with another one, not with the one that takes its place: that may take a while to start,
+        and counters never fall."""
+        heir = next((other for other in self.workers if other.state == ACTIVE), None)
+        if heir is not None:
+            worker.bequeath(heir)
+        else:
+            self._totals = merged(self._totals, worker.totals)
 
     async def _replace(self, slot: int, pause: float) -> None:
         await asyncio.sleep(pause)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
+from pgpool_proxy.pool import stats
 from pgpool_proxy.process.channel import Channel, Message
 from pgpool_proxy.process.spawner import Spawner
 
@@ -17,6 +18,13 @@ STARTING: Final = "starting"
 ACTIVE: Final = "active"
 RETIRING: Final = "retiring"  # another one has taken its place; it gives away who is there
 GONE: Final = "gone"
+Totals = dict[str, list[int]]
+
+
+def merged(one: Totals, other: Totals) -> Totals:
+    """Added up, by database."""
+    names = dict.fromkeys([*one, *other])
+    return {name: list(stats.merge([tuple(totals[name]) for totals in (one, other) if name in totals])) for name in names}
 
 
 class WorkerProcess:
@@ -34,7 +42,7 @@ class WorkerProcess:
         self.memory = 0  # bytes
         self.newest_id = 0  # of clients and servers
         self.newest_statement = 0
-        self.totals: dict[str, list[int]] = {}  # what it has counted, by database
+        self.totals: Totals = {}  # what it has counted, by database
         self.has_retired = False  # somebody else has that now
         self.is_drained = False  # it has no clients left, while the process shuts down
         self._channel: Channel | None = None
@@ -106,6 +114,12 @@ class WorkerProcess:
                 pass
 
     # --- its end ------------------------------------------------------------------------------------------------------
+    def bequeath(self, heir: WorkerProcess) -> None:
+        """What it has counted is the other one's from here on, though that should die before it has said anything again."""
+        self.has_retired = True
+        heir.send({"is": "retired", "totals": self.totals})
+        heir.totals = merged(heir.totals, self.totals)
+
     def _hung_up(self) -> None:
         """It has closed the channel: nothing can be said to it any more, so it must not live."""
         self.kill()

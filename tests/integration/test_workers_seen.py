@@ -94,6 +94,27 @@ def test_show_fds_has_the_sockets_that_all_workers_clients_come_by(make: Callabl
     assert {row["worker"] for row in found if row["task"] == "client"} == {1, 2}
 
 
+def test_counters_do_not_fall_while_a_worker_is_replaced(make: Callable[..., Seen], login: Login) -> None:
+    """The second time it is left alone for a while, since it has died soon after its start."""
+    proxy, _ = make()
+    for _ in range(4):
+        run(login(proxy), "select 1")
+    for _ in range(2):
+        row = proxy.show("WORKERS", worker=1)
+        said = row["cpu_seconds"]
+        wait_until(lambda said=said: proxy.show("WORKERS", worker=1)["cpu_seconds"] > said, 10, "news")
+        os.kill(row["pid"], signal.SIGKILL)
+        proxy.wait_log(rf"\(pid {row['pid']}\) has ended")
+        assert proxy.show("STATS_TOTALS", database="app")["query_count"] == 4
+        wait_until(lambda row=row: is_up_again(proxy, row["pid"]), 10, "it is replaced")
+        assert proxy.show("STATS_TOTALS", database="app")["query_count"] == 4
+
+
+def is_up_again(proxy: Proxy, former: int) -> bool:
+    rows = [row for row in proxy.admin("SHOW WORKERS") if row["worker"] == 1]
+    return bool(rows) and rows[0]["pid"] not in (0, former) and rows[0]["state"] == "active"
+
+
 def test_what_a_dead_worker_has_counted_is_not_lost(make: Callable[..., Seen], login: Login) -> None:
     proxy, _ = make()
     for _ in range(4):
